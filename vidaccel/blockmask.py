@@ -1,0 +1,176 @@
+"""Which key blocks each query block of each head attends.
+
+The only word between patterns and kernels, in FlexAttention's terms: ``kv_num_blocks`` counts the key blocks of a
+query block, ``kv_indices`` lists them. Rows always keep at least one block, because a softmax over nothing is NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import LayoutError
+from .layout import TokenLayout
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
+
+__all__ = ["BlockMask"]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask:
+    """Block-sparse attention mask. Make it with :meth:`from_dense`, :meth:`full` or :meth:`from_flex`.
+
+    Args:
+        kv_num_blocks: int32 [B, H, Q], key blocks kept by each query block; B or H may be 1 and then broadcast.
+        kv_indices: int32 [B, H, Q, K], the kept key blocks in ascending order, first ``kv_num_blocks`` entries
+            valid, the rest 0. K is the number of all key blocks.
+
+    Raises:
+        LayoutError: if the shapes disagree or a row is empty.
+    """
+
+    kv_num_blocks: torch.Tensor
+    kv_indices: torch.Tensor
+
+    def __post_init__(self) -> None:
+        counts, indices = self.kv_num_blocks, self.kv_indices
+        if counts.dim() != 3 or indices.dim() != 4 or indices.shape[:3] != counts.shape:
+            raise LayoutError(
+                f"kv_num_blocks {tuple(counts.shape)} and kv_indices {tuple(indices.shape)} do not fit together;"
+                " valid are [B,H,Q] and [B,H,Q,K]"
+            )
+        if counts.numel() and int(counts.min()) < 1:
+            row = (counts < 1).nonzero()[0].tolist()
+            raise LayoutError(f"row (batch, head, block) {row} of a block mask is empty; every row keeps a block")
+
+    def __repr__(self) -> str:
+        b, h, q, k = self.shape
+        return f"BlockMask({b}x{h} heads, {q}x{k} blocks, {self.block_density:.1%} kept)"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, query blocks, key blocks)."""
+        b, h, q, k = self.kv_indices.shape
+        return b, h, q, k
+
+    @property
+    def device(self) -> torch.device:
+        """Where the lists live."""
+        return self.kv_indices.device
+
+    # -- making -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def from_dense(keep: torch.Tensor) -> BlockMask:
+        """From a boolean [Q,K], [H,Q,K] or [B,H,Q,K] tensor of kept block pairs."""
+        if keep.dtype != torch.bool or keep.dim() not in (2, 3, 4):
+            raise LayoutError(
+                f"a block mask needs a boolean tensor of 2 to 4 axes, found {keep.dtype} {tuple(keep.shape)}"
+            )
+        keep = keep.reshape((1,) * (4 - keep.dim()) + keep.shape)
+        counts = keep.sum(-1, dtype=torch.int32)
+        # a stable sort of "dropped" puts the kept columns first, in ascending order
+        indices = torch.argsort(~keep, dim=-1, stable=True).to(torch.int32)
+        columns = torch.arange(keep.shape[-1], device=keep.device)
+        return BlockMask(counts, indices.masked_fill(columns >= counts.unsqueeze(-1), 0))
+
+    @staticmethod
+    def full(layout: TokenLayout) -> BlockMask:
+        """Every block attends every block."""
+        n = layout.num_blocks
+        return BlockMask.from_dense(torch.ones(n, n, dtype=torch.bool, device=layout.device))
+
+    @staticmethod
+    def from_flex(mask: FlexBlockMask) -> BlockMask:
+        """From FlexAttention's mask; its partial blocks are rounded out to whole blocks."""
+        return BlockMask.from_dense(mask.to_dense().bool())
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def dense(self) -> torch.Tensor:
+        """Kept block pairs as a boolean [B,H,Q,K] tensor."""
+        columns = torch.arange(self.shape[-1], device=self.device)
+        valid = columns < self.kv_num_blocks.unsqueeze(-1)
+        keep = torch.zeros(self.shape, dtype=torch.int32, device=self.device)
+        # invalid slots add 0, so a repeated index 0 does no harm
+        return keep.scatter_add_(-1, self.kv_indices.long(), valid.to(torch.int32)) > 0
+
+    @property
+    def block_density(self) -> float:
+        """Kept block pairs over all block pairs, whatever the blocks' sizes."""
+        return float(self.kv_num_blocks.sum()) / max(1, self.dense.numel())
+
+    def head_density(self, layout: TokenLayout) -> torch.Tensor:
+        """Kept (query, key) token pairs over all pairs, float64 [B, H]."""
+        self.check(layout)
+        sizes = layout.block_sizes.to(device=self.device, dtype=torch.float64)
+        kept = torch.einsum("bhqk,q,k->bh", self.dense.double(), sizes, sizes)
+        return kept / layout.tokens**2
+
+    def density(self, layout: TokenLayout) -> float:
+        """Mean over batch and heads of the kept token pairs: by tokens, because edge blocks are shorter."""
+        return float(self.head_density(layout).mean())
+
+    def is_full(self) -> bool:
+        """Whether nothing is dropped."""
+        return int(self.kv_num_blocks.min()) == self.shape[-1]
+
+    def token_mask(self, layout: TokenLayout) -> torch.Tensor:
+        """Boolean [B,H,S,S] in layout order: for oracles and small sequences only."""
+        self.check(layout)
+        block = layout.block_of_token.to(self.device)
+        return self.dense[:, :, block][:, :, :, block]
+
+    def check(self, layout: TokenLayout) -> None:
+        """Raises :class:`LayoutError` unless the mask has this layout's blocks."""
+        if self.shape[2:] != (layout.num_blocks, layout.num_blocks):
+            raise LayoutError(
+                f"the block mask has {self.shape[2]}x{self.shape[3]} blocks, but {layout!r} has"
+                f" {layout.num_blocks}; build the mask from this layout"
+            )
+
+    # -- combining ----------------------------------------------------------------------------------------------
+
+    def union(self, other: BlockMask) -> BlockMask:
+        """Blocks that either mask keeps; batch and head axes broadcast."""
+        if self.shape[2:] != other.shape[2:]:
+            raise LayoutError(
+                f"cannot unite masks of {self.shape[2:]} and {other.shape[2:]} blocks; build both from one layout"
+            )
+        return BlockMask.from_dense(self.dense | other.dense)
+
+    def to(self, device: torch.device | str) -> BlockMask:
+        """The same mask on another device."""
+        return BlockMask(self.kv_num_blocks.to(device), self.kv_indices.to(device))
+
+    def to_flex(self, layout: TokenLayout) -> FlexBlockMask:
+        """FlexAttention's mask over tokens in layout order.
+
+        Raises:
+            LayoutError: if the layout's blocks differ in size, which FlexAttention cannot express.
+        """
+        from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
+
+        self.check(layout)
+        if not layout.uniform:
+            sizes = sorted(set(layout.block_sizes.tolist()))
+            raise LayoutError(
+                f"FlexAttention needs blocks of one size, but {layout!r} has sizes {sizes}; choose a tile that divides"
+                " the grid, and no text tokens or a multiple of the tile"
+            )
+        size = int(layout.block_sizes[0])
+        none = torch.zeros_like(self.kv_num_blocks)
+        return FlexBlockMask.from_kv_blocks(
+            none,
+            torch.zeros_like(self.kv_indices),
+            self.kv_num_blocks,
+            self.kv_indices,
+            BLOCK_SIZE=(size, size),
+            seq_lengths=(layout.tokens, layout.tokens),
+        )

@@ -1,0 +1,186 @@
+"""What ``vidaccel.patch`` returns: it owns the clock, the statistics and the undo list.
+
+All mutable state lives here, so two pipelines with different plans do not meet.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..configs.plan import LayerPolicy, Plan
+from ..errors import PlanMismatchError, VidaccelWarning
+from ..kernels.contract import Kernel, KernelRequest
+from ..layout import TokenLayout
+from ..types import TileShape, VideoGrid
+from .attend import AttentionSite, DenseAttention, strict_message
+from .clock import Clock, Moment
+from .prepare import HeadGroup, prepare
+from .stats import LayerStats, Report
+
+__all__ = ["Session", "TransformerState"]
+
+
+@dataclass(eq=False)
+class TransformerState:
+    """One transformer of the pipeline, and what its current forward pass is about.
+
+    Args:
+        name: the pipeline's name for it, ``"transformer"`` or ``"transformer_2"``.
+        moment: set on entry of each forward pass.
+        grid: token grid of this pass; ``None`` if it cannot run sparse, then ``dense_reason`` says why.
+        tile: tile shape the plan asks for, or ``None`` to let the layout choose.
+        tiled: whether the block stack sees its tokens in layout order (once per forward), or in raster order, so
+            that each layer permutes for itself.
+    """
+
+    name: str
+    moment: Moment | None = None
+    grid: VideoGrid | None = None
+    tile: TileShape | None = None
+    tiled: bool = False
+    dense_reason: str | None = None
+
+    def layout(self, device: torch.device) -> TokenLayout:
+        """Token order and blocks of this pass, on the device where they are needed (offloading moves layers about)."""
+        assert self.grid is not None
+        return TokenLayout.of(self.grid, self.tile, device=device)
+
+
+class Session:
+    """A patched pipeline: change nothing here while it runs.
+
+    Args:
+        plan: what to run where.
+        clock: tells the noise level; shared by both transformers.
+        strict: raise :class:`StrictError` where a layer would run other than planned, instead of reporting it.
+        allow_mismatch: warn instead of raising when the plan's fingerprint names another model or grid.
+        kernel: name of the kernel to use, or ``None`` for the best one that can run.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        clock: Clock,
+        *,
+        strict: bool = False,
+        allow_mismatch: bool = False,
+        kernel: str | None = None,
+    ) -> None:
+        self.plan = plan
+        self.clock = clock
+        self.strict = strict
+        self.allow_mismatch = allow_mismatch
+        self.kernel = kernel
+        self.sites: list[AttentionSite] = []
+        self.not_patched: list[dict[str, str]] = []
+        self.kernels: dict[KernelRequest, tuple[Kernel, str | None]] = {}
+        self._policies: dict[tuple[int, str, int, str | None], LayerPolicy] = {}
+        self._groups: dict[tuple[LayerPolicy, int, TokenLayout], tuple[HeadGroup, ...]] = {}
+        self._grids: set[VideoGrid] = set()
+        self._said: dict[str, None] = {}
+        self._undo: list[Callable[[], Any]] = []
+
+    def __repr__(self) -> str:
+        state = f"{len(self.sites)} layers" if self._undo else "closed"
+        return f"Session(plan={self.plan.name!r}, {state})"
+
+    # -- for users ----------------------------------------------------------------------------------------------
+
+    def report(self) -> Report:
+        """What ran since patching or :meth:`reset_stats`: density, seconds and fallbacks per layer."""
+        return Report.of(self.plan.name, [s.stats for s in self.sites], self.not_patched, list(self._said))
+
+    def reset_stats(self) -> None:
+        """Starts all counters anew."""
+        for site in self.sites:
+            old = site.stats
+            site.stats = LayerStats(old.transformer, old.layer, old.module)
+
+    def close(self) -> None:
+        """Undoes every change to the pipeline, in reverse order; the statistics stay readable. Twice is once."""
+        while self._undo:
+            self._undo.pop()()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing of the pipeline is patched any more."""
+        return not self._undo
+
+    # -- for patchers -------------------------------------------------------------------------------------------
+
+    def on_close(self, undo: Callable[[], Any]) -> None:
+        """Registers one step back."""
+        self._undo.append(undo)
+
+    def add_site(self, state: TransformerState, layer: int, module: str, dense: DenseAttention) -> AttentionSite:
+        """Registers one patched attention layer."""
+        site = AttentionSite(self, state, layer, dense, LayerStats(state.name, layer, module))
+        self.sites.append(site)
+        return site
+
+    def enter(
+        self, state: TransformerState, moment: Moment, grid: VideoGrid | str, *, tiled: bool
+    ) -> None:
+        """Starts a forward pass.
+
+        Args:
+            grid: the token grid, or one sentence on why it is unknown.
+            tiled: whether the patcher reorders the tokens once for this pass.
+
+        Raises:
+            PlanMismatchError: if the plan was made for another grid and ``allow_mismatch`` is off.
+        """
+        state.moment = moment
+        if isinstance(grid, str) or self.plan.is_dense:
+            state.grid, state.tiled = None, False
+            state.dense_reason = grid if isinstance(grid, str) else None
+            return
+        if grid not in self._grids:
+            self._check_grid(grid)
+            self._grids.add(grid)
+        state.grid, state.tile, state.tiled = grid, self.plan.tile, tiled
+        if not tiled:
+            self.say_once(f"{state.name}: tokens are reordered in every layer, not once per forward pass")
+
+    def _check_grid(self, grid: VideoGrid) -> None:
+        made_for = self.plan.fingerprint.grid if self.plan.fingerprint else None
+        if made_for is None or made_for == grid:
+            return
+        message = (
+            f"the plan {self.plan.name!r} was made for a {made_for} token grid and this video has {grid};"
+            " use the resolution it was made for, or patch with allow_mismatch=True"
+        )
+        if not self.allow_mismatch:
+            raise PlanMismatchError(message)
+        warnings.warn(message, VidaccelWarning, stacklevel=2)
+        self.say_once(message)
+
+    # -- for the hot path ---------------------------------------------------------------------------------------
+
+    def policy(self, moment: Moment, transformer: str, layer: int) -> LayerPolicy:
+        """The plan's choice, remembered per noise bin."""
+        key = (self.plan.noise_bin(moment.noise_level), transformer, layer, moment.branch)
+        if key not in self._policies:
+            self._policies[key] = self.plan.lookup(moment.noise_level, transformer, layer, moment.branch)
+        return self._policies[key]
+
+    def groups(self, policy: LayerPolicy, num_heads: int, layout: TokenLayout) -> tuple[HeadGroup, ...]:
+        """The policy made ready for kernels on this layout, remembered."""
+        key = (policy, num_heads, layout)
+        if key not in self._groups:
+            self._groups[key] = prepare(policy, num_heads, layout)
+        return self._groups[key]
+
+    def refuse_if_strict(self, site: AttentionSite, reason: str) -> None:
+        """Raises :class:`StrictError` in a strict session."""
+        if self.strict:
+            raise strict_message(site, reason)
+
+    def say_once(self, event: str) -> None:
+        """Adds a note to the report, unless it is there already."""
+        self._said.setdefault(event)
