@@ -30,7 +30,7 @@ TRANSFORMER = {
 
 @dataclass(frozen=True)
 class Case:
-    """One pipeline: how to build it, and what its call needs besides the common arguments."""
+    """One pipeline: how to build it, what its call needs besides the common arguments, whether it takes two prompts."""
 
     pipeline: str
     build: Callable[[], Any]
@@ -146,8 +146,8 @@ CASES = [
         lambda: _wan("WanVideoToVideoPipeline"),
         lambda: {"video": _video(), "num_frames": ..., "strength": 1.0},
     ),
-    Case("WanVACEPipeline", _vace, lambda: {"video": _video(), "mask": [Image.new("L", (WIDTH, HEIGHT), 255)] * FRAMES}),
-    Case("LucyEditPipeline", lambda: _wan("LucyEditPipeline", {"in_channels": 32}), lambda: {"video": _video()}),
+    Case("WanVACEPipeline", _vace, lambda: {"video": _video(), "mask": [Image.new("L", (WIDTH, HEIGHT), 255)] * FRAMES}, batch=False),
+    Case("LucyEditPipeline", lambda: _wan("LucyEditPipeline", {"in_channels": 32}), lambda: {"video": _video()}, batch=False),
     Case("SkyReelsV2Pipeline", lambda: _skyreels("SkyReelsV2Pipeline"), dict),
     Case(
         "SkyReelsV2ImageToVideoPipeline",

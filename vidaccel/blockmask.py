@@ -31,7 +31,7 @@ class BlockMask:
             valid, the rest 0. K is the number of all key blocks.
 
     Raises:
-        LayoutError: if the shapes disagree or a row is empty.
+        LayoutError: if the shapes or dtypes disagree, or a row is empty or too long.
     """
 
     kv_num_blocks: torch.Tensor
@@ -44,9 +44,18 @@ class BlockMask:
                 f"kv_num_blocks {tuple(counts.shape)} and kv_indices {tuple(indices.shape)} do not fit together;"
                 " valid are [B,H,Q] and [B,H,Q,K]"
             )
-        if counts.numel() and int(counts.min()) < 1:
+        if counts.dtype != torch.int32 or indices.dtype != torch.int32:
+            raise LayoutError(f"block lists are {counts.dtype} and {indices.dtype}; valid is torch.int32 for both")
+        if counts.numel() == 0:
+            return
+        least, most = (int(n) for n in torch.aminmax(counts))
+        if least < 1:
             row = (counts < 1).nonzero()[0].tolist()
             raise LayoutError(f"row (batch, head, block) {row} of a block mask is empty; every row keeps a block")
+        if most > indices.shape[-1]:
+            raise LayoutError(
+                f"a row of a block mask lists {most} key blocks, but there are {indices.shape[-1]}; list each block once"
+            )
 
     def __repr__(self) -> str:
         b, h, q, k = self.shape
@@ -74,10 +83,14 @@ class BlockMask:
             )
         keep = keep.reshape((1,) * (4 - keep.dim()) + keep.shape)
         counts = keep.sum(-1, dtype=torch.int32)
-        # a stable sort of "dropped" puts the kept columns first, in ascending order
-        indices = torch.argsort(~keep, dim=-1, stable=True).to(torch.int32)
-        columns = torch.arange(keep.shape[-1], device=keep.device)
-        return BlockMask(counts, indices.masked_fill(columns >= counts.unsqueeze(-1), 0))
+        columns = torch.arange(keep.shape[-1], dtype=torch.int32, device=keep.device)
+        kept = keep.reshape(-1).nonzero().squeeze(-1).remainder_(keep.shape[-1]).to(torch.int32)
+        # kept columns and free slots come in the same row order, so one scatter fills every row from the left
+        indices = torch.zeros(keep.shape, dtype=torch.int32, device=keep.device)
+        indices.masked_scatter_(columns < counts.unsqueeze(-1), kept)
+        mask = BlockMask(counts, indices)
+        mask.__dict__["dense"] = keep.clone()  # what the cached property would find out again from the lists
+        return mask
 
     @staticmethod
     def full(layout: TokenLayout) -> BlockMask:
@@ -97,21 +110,23 @@ class BlockMask:
         """Kept block pairs as a boolean [B,H,Q,K] tensor."""
         columns = torch.arange(self.shape[-1], device=self.device)
         valid = columns < self.kv_num_blocks.unsqueeze(-1)
-        keep = torch.zeros(self.shape, dtype=torch.int32, device=self.device)
-        # invalid slots add 0, so a repeated index 0 does no harm
-        return keep.scatter_add_(-1, self.kv_indices.long(), valid.to(torch.int32)) > 0
+        # unused slots repeat the row's first block, which is kept anyway: no row is empty
+        index = torch.where(valid, self.kv_indices, self.kv_indices[..., :1])
+        keep = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        return keep.scatter_(-1, index.long(), True)
 
     @property
     def block_density(self) -> float:
         """Kept block pairs over all block pairs, whatever the blocks' sizes."""
-        return float(self.kv_num_blocks.sum()) / max(1, self.dense.numel())
+        return float(self.kv_num_blocks.sum()) / max(1, self.kv_indices.numel())
 
     def head_density(self, layout: TokenLayout) -> torch.Tensor:
         """Kept (query, key) token pairs over all pairs, float64 [B, H]."""
         self.check(layout)
-        sizes = layout.block_sizes.to(device=self.device, dtype=torch.float64)
-        kept = torch.einsum("bhqk,q,k->bh", self.dense.double(), sizes, sizes)
-        return kept / layout.tokens**2
+        sizes = layout.block_sizes.to(self.device)
+        # float32 is exact here, as no row holds more than 2^24 keys, and takes half the memory
+        keys = self.dense.float() @ sizes.float()
+        return keys.double() @ sizes.double() / layout.tokens**2
 
     def density(self, layout: TokenLayout) -> float:
         """Mean over batch and heads of the kept token pairs: by tokens, because edge blocks are shorter."""
@@ -152,6 +167,9 @@ class BlockMask:
     def to_flex(self, layout: TokenLayout) -> FlexBlockMask:
         """FlexAttention's mask over tokens in layout order.
 
+        All kept blocks are full blocks. The mask function says the same, because uncompiled FlexAttention reads
+        nothing else.
+
         Raises:
             LayoutError: if the layout's blocks differ in size, which FlexAttention cannot express.
         """
@@ -165,6 +183,11 @@ class BlockMask:
                 " the grid, and no text tokens or a multiple of the tile"
             )
         size = int(layout.block_sizes[0])
+        keep, (batch, heads, _, _) = self.dense, self.shape
+
+        def keeps(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return keep[b if batch > 1 else 0, h if heads > 1 else 0, q // size, k // size]
+
         none = torch.zeros_like(self.kv_num_blocks)
         return FlexBlockMask.from_kv_blocks(
             none,
@@ -172,5 +195,6 @@ class BlockMask:
             self.kv_num_blocks,
             self.kv_indices,
             BLOCK_SIZE=(size, size),
+            mask_mod=keeps,
             seq_lengths=(layout.tokens, layout.tokens),
         )

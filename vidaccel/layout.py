@@ -8,7 +8,6 @@ blocks of their own.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -54,15 +53,17 @@ class TokenLayout:
         Args:
             tile: tile shape, or ``None`` for the one that wastes least (:func:`choose_tile`). A tile larger than the
                 grid along an axis is cut to the grid.
-            block_tokens: with ``tile=None``, the most tokens a tile may have.
+            block_tokens: with ``tile=None``, the most tokens a tile may have; ``None`` for 64 or 128, by the grid.
 
         Raises:
-            LayoutError: if ``text_tokens`` is negative.
+            LayoutError: if ``text_tokens`` is negative, or both ``tile`` and ``block_tokens`` are given.
         """
         if text_tokens < 0:
             raise LayoutError(f"text_tokens is {text_tokens}; give 0 or more")
         if tile is None:
-            tile = choose_tile(grid, block_tokens or default_block_tokens(grid.tokens))
+            tile = choose_tile(grid, default_block_tokens(grid.tokens) if block_tokens is None else block_tokens)
+        elif block_tokens is not None:
+            raise LayoutError(f"tile {tile} and block_tokens {block_tokens} both say how large a block is; give one")
         tile = TileShape(*(min(t, g) for t, g in zip(tile, grid, strict=True)))
         return _cached(grid, tile, text_tokens, text_first and text_tokens > 0, torch.device(device))
 
@@ -162,10 +163,10 @@ class TokenLayout:
     @cached_property
     def order(self) -> torch.Tensor:
         """Raster position of each token in layout order, int64 [S] on ``device``; text stays in place."""
-        index = torch.arange(self.grid.tokens).reshape(*self.grid)
-        spans = [range(0, g, t) for g, t in zip(self.grid, self.tile_shape, strict=True)]
-        dt, dh, dw = self.tile_shape
-        video = torch.cat([index[t : t + dt, h : h + dh, w : w + dw].reshape(-1) for t, h, w in itertools.product(*spans)])
+        _, tiles_h, tiles_w = self.tile_counts
+        t, h, w = (torch.arange(g) // s for g, s in zip(self.grid, self.tile_shape, strict=True))
+        block = (t[:, None, None] * tiles_h + h[:, None]) * tiles_w + w
+        video = torch.argsort(block.reshape(-1), stable=True)  # stable: within a tile the raster order stays
         video = video + self.video_start
         text = torch.arange(self.text_tokens) + (0 if self.text_first else self.grid.tokens)
         return torch.cat([text, video] if self.text_first else [video, text]).to(self.device)
@@ -173,7 +174,9 @@ class TokenLayout:
     @cached_property
     def inverse(self) -> torch.Tensor:
         """Layout position of each token in raster order, int64 [S] on ``device``."""
-        return torch.argsort(self.order)
+        inverse = torch.empty_like(self.order)
+        inverse[self.order] = torch.arange(self.tokens, device=self.device)
+        return inverse
 
     @cached_property
     def block_of_token(self) -> torch.Tensor:
@@ -210,9 +213,7 @@ class TokenLayout:
 
 
 @lru_cache(maxsize=64)
-def _cached(
-    grid: VideoGrid, tile: TileShape, text_tokens: int, text_first: bool, device: torch.device
-) -> TokenLayout:
+def _cached(grid: VideoGrid, tile: TileShape, text_tokens: int, text_first: bool, device: torch.device) -> TokenLayout:
     return TokenLayout(grid, tile, text_tokens, text_first, device)
 
 
@@ -226,15 +227,17 @@ def choose_tile(grid: VideoGrid, block_tokens: int = 128) -> TileShape:
     """The tile of at most ``block_tokens`` tokens that wastes least on this grid.
 
     A kernel pays for whole blocks of ``block_tokens`` rows, so the waste is blocks * block_tokens / tokens. Among
-    tiles within 2% of the least waste the most compact one wins, because neighbours in a tile share their window.
-    Long thin tiles (an edge over three times another, where the grid would allow better) are not considered.
+    tiles within 2% of the least waste those near the most compact (by surface, within 10%) stay, because neighbours in
+    a tile share their window. Of these the one of fewest frames wins: most rules depend on the frame distance, and
+    deep tiles round it out the most. Long thin tiles (an edge over three times another that the grid would allow to
+    be longer) are not considered.
 
     Raises:
         LayoutError: if ``block_tokens`` is less than 1.
     """
     if block_tokens < 1:
         raise LayoutError(f"block_tokens is {block_tokens}; give at least 1")
-    best: list[tuple[float, float, TileShape]] = []
+    found: list[tuple[float, float, TileShape]] = []
     frames, height, width = grid
     for t in range(1, min(frames, block_tokens) + 1):
         for h in range(1, min(height, block_tokens // t) + 1):
@@ -244,8 +247,11 @@ def choose_tile(grid: VideoGrid, block_tokens: int = 128) -> TileShape:
                     continue
                 blocks = math.ceil(frames / t) * math.ceil(height / h) * math.ceil(width / w)
                 surface = (t * h + h * w + t * w) / (t * h * w) ** (2 / 3)
-                best.append((blocks * block_tokens / grid.tokens, surface, TileShape(t, h, w)))
-    if not best:  # a grid so flat that every tile is "thin": one row of tokens a tile
-        return TileShape(1, 1, min(width, block_tokens))
-    least = min(waste for waste, _, _ in best)
-    return min((b for b in best if b[0] <= least * 1.02), key=lambda b: (b[1], b[0]))[2]
+                found.append((blocks * block_tokens / grid.tokens, surface, TileShape(t, h, w)))
+    # never empty: a tile of one token is always considered
+    least = min(waste for waste, _, _ in found)
+    found = [f for f in found if f[0] <= least * 1.02]
+    compact = min(surface for _, surface, _ in found)
+    found = [f for f in found if f[1] <= compact * 1.10]
+    # a wide tile before a high one: rows of the raster are longer runs of memory
+    return min(found, key=lambda f: (f[2].frames, f[1], f[0], f[2].height))[2]

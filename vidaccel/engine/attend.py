@@ -10,15 +10,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from ..errors import StrictError, VidaccelWarning
+from ..errors import KernelError, StrictError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
-from ..kernels.dispatch import select, why_not
-from ..layout import TokenLayout
-from ..types import PRECISIONS
+from ..kernels.dispatch import select
+from ..types import PRECISIONS, Precision
 from .guard import what_is_wrong
 from .prepare import HeadGroup
 from .stats import LayerStats
@@ -30,6 +29,10 @@ __all__ = ["AttentionSite", "attend"]
 
 #: ``dense(q, k, v, mask) -> out``, all [B, S, H, D]: what the unpatched layer would have run.
 DenseAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+#: Kernel calls of one attention call: which kernel, on which heads with which mask.
+Work: TypeAlias = "list[tuple[Kernel, HeadGroup]]"
 
 
 @dataclass(eq=False)
@@ -59,44 +62,70 @@ def attend(
         StrictError: in a strict session, if the plan wanted something else than what can run.
     """
     with site.stats.watch.running(q.device):
-        groups, reason = _decide(site, q, mask)
+        work, reason = _decide(site, q, mask)
         if reason is not None:
-            site.session.refuse_if_strict(site, reason)
-            site.stats.fallbacks[reason] += 1
-        if not groups:
+            _fell_back(site, reason)
+        if not work:
             out = _dense(site, q, k, v, mask)
             site.stats.count("dense", 1.0, sparse=False)
             return out
-        layout = site.state.layout(q.device)
-        out, names = _sparse(site, layout, groups, q, k, v)
+        out = _sparse(site, work, q, k, v)
         wrong = what_is_wrong(out, v)
         if wrong is not None:
             return _after_guard(site, q, k, v, wrong)
-        density = sum(g.share * g.density for g in groups)
-        site.stats.count("+".join(names), density, sparse=True)
+        names = "+".join(dict.fromkeys(kernel.name for kernel, _ in work))
+        site.stats.count(names, sum(group.share * group.density for _, group in work), sparse=True)
         return out
 
 
-def _decide(
-    site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[tuple[HeadGroup, ...], str | None]:
-    """Head groups to run sparse (empty: dense), and the reason if that is not what the plan says."""
-    state = site.state
+def _decide(site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None) -> tuple[Work, str | None]:
+    """What to run sparse (nothing: dense), and a reason if that is not what the plan says."""
+    state, session = site.state, site.session
     if state.moment is None:
-        return (), f"{state.name} was not entered through its forward pass, so the noise level is unknown"
-    policy = site.session.policy(state.moment, state.name, site.layer)
+        return [], f"{state.name} was not entered through its forward pass, so the noise level is unknown"
+    policy = session.policy(state.moment, state.name, site.layer)
     if policy.is_dense:
-        return (), None
+        return [], None
     if mask is not None:
-        return (), "the model passed an attention mask, which no sparse kernel here can honour"
+        return [], "the model passed an attention mask, which no sparse kernel here can honour"
     if state.grid is None:
-        return (), state.dense_reason or "the token grid is unknown"
+        return [], state.dense_reason or "the token grid is unknown"
     if q.shape[1] != state.grid.tokens:
-        return (), (
+        return [], (
             f"the layer sees {q.shape[1]} tokens where the grid {state.grid} has {state.grid.tokens}"
             " (a sharded or extended sequence)"
         )
-    return site.session.groups(policy, q.shape[2], state.layout(q.device)), None
+    work: Work = []
+    reasons: dict[str, None] = {}
+    for group in session.groups(policy, q.shape[2], state.layout(q.device)):
+        kernel, group, reason = _kernel(session, group, q)
+        if reason is not None:
+            reasons[reason] = None
+        if kernel is None:
+            return [], reason
+        work.append((kernel, group))
+    return work, "; ".join(reasons) or None
+
+
+def _kernel(session: Session, group: HeadGroup, q: torch.Tensor) -> tuple[Kernel | None, HeadGroup, str | None]:
+    """The kernel for a group; in the model's own dtype where this device lacks the precision, with the reason."""
+    request = KernelRequest.of(q, group.precision, tail=group.tail)
+    if request not in session.kernels:
+        session.kernels[request] = _choose(request, session.kernel)
+    kernel, precision, reason = session.kernels[request]
+    return kernel, group if precision == group.precision else replace(group, precision=precision), reason
+
+
+def _choose(request: KernelRequest, prefer: str | None) -> tuple[Kernel | None, Precision, str | None]:
+    try:
+        return select(request, prefer=prefer), request.precision, None
+    except KernelError as error:
+        native = PRECISIONS["native"]
+        if not request.precision.quantised:
+            return None, native, str(error)
+        kernel, _, worse = _choose(replace(request, precision=native), prefer)
+        lacking = f"precision {request.precision.name} ran in the model's own dtype: {error}"
+        return kernel, native, worse or lacking
 
 
 def _dense(
@@ -109,63 +138,22 @@ def _dense(
     return layout.tile(site.dense(layout.untile(q), layout.untile(k), layout.untile(v), mask))
 
 
-def _sparse(
-    site: AttentionSite,
-    layout: TokenLayout,
-    groups: tuple[HeadGroup, ...],
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-) -> tuple[torch.Tensor, list[str]]:
-    """Runs every group's kernel; returns the output in the order the tokens came in, and the kernels' names."""
+def _sparse(site: AttentionSite, work: Work, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Runs every group's kernel; returns the output in the order the tokens came in."""
+    layout = site.state.layout(q.device)
     if not site.state.tiled:
         q, k, v = layout.tile(q), layout.tile(k), layout.tile(v)
-    names: list[str] = []
-    out: torch.Tensor | None = None
-    for group in groups:
-        kernel, group = _kernel(site, group, q)
-        part = (q, k, v) if group.heads is None else tuple(x.index_select(2, group.heads) for x in (q, k, v))
-        result = kernel(*part, layout, group.mask, precision=group.precision, tail=group.tail)
-        assert isinstance(result, torch.Tensor)
-        if group.heads is None:
+    out = torch.empty_like(q)
+    for kernel, group in work:
+        heads = group.heads
+        parts = (q, k, v) if heads is None else tuple(x.index_select(2, heads) for x in (q, k, v))
+        result = kernel(*parts, layout, group.mask, precision=group.precision, tail=group.tail)
+        assert isinstance(result, torch.Tensor)  # no LSE was asked for
+        if heads is None:
             out = result
         else:
-            out = torch.empty_like(q) if out is None else out
-            out.index_copy_(2, group.heads, result)
-        if kernel.name not in names:
-            names.append(kernel.name)
-    assert out is not None
-    return (out if site.state.tiled else layout.untile(out)), names
-
-
-def _kernel(site: AttentionSite, group: HeadGroup, q: torch.Tensor) -> tuple[Kernel, HeadGroup]:
-    """The kernel for a group; where this device lacks the precision, the next best, said once and counted."""
-    request = KernelRequest(
-        device=q.device.type,
-        dtype=q.dtype,
-        head_dim=q.shape[3],
-        precision=group.precision,
-        tail=group.tail,
-        return_lse=False,
-    )
-    session = site.session
-    known = session.kernels.get(request)
-    if known is None:
-        obstacle = why_not(request, prefer=session.kernel) if group.precision.quantised else None
-        if obstacle is not None:
-            native = replace(request, precision=PRECISIONS["native"])
-            known = select(native, prefer=session.kernel), obstacle
-        else:
-            known = select(request, prefer=session.kernel), None
-        session.kernels[request] = known
-    kernel, obstacle = known
-    if obstacle is None:
-        return kernel, group
-    reason = f"precision {group.precision.name} ran in the model's own dtype: {obstacle}"
-    session.refuse_if_strict(site, reason)
-    session.say_once(reason)
-    site.stats.fallbacks[reason] += 1
-    return kernel, replace(group, precision=PRECISIONS["native"])
+            out.index_copy_(2, heads, result)
+    return out if site.state.tiled else layout.untile(out)
 
 
 def _after_guard(
@@ -175,8 +163,7 @@ def _after_guard(
     state = site.state
     assert state.moment is not None
     where = f"{state.name} layer {site.layer}, step {state.moment.step}"
-    site.session.refuse_if_strict(site, wrong)
-    site.stats.fallbacks[f"guard: {wrong}"] += 1
+    _fell_back(site, f"guard: {wrong}")
     site.session.say_once(f"guard: {wrong} at {where}; that call ran dense")
     out = _dense(site, q, k, v, None)
     still = what_is_wrong(out, v)
@@ -189,9 +176,11 @@ def _after_guard(
     return out
 
 
-def strict_message(site: AttentionSite, reason: str) -> StrictError:
-    """The error of a strict session."""
-    return StrictError(
-        f"{site.state.name} layer {site.layer} cannot run as the plan says: {reason};"
-        " patch with strict=False to run it dense and have it reported"
-    )
+def _fell_back(site: AttentionSite, reason: str) -> None:
+    """Counts a call that does not run as planned, or raises in a strict session."""
+    if site.session.strict:
+        raise StrictError(
+            f"{site.state.name} layer {site.layer} cannot run as the plan says: {reason};"
+            " patch with strict=False to let it run otherwise and have that reported"
+        )
+    site.stats.fallbacks[reason] += 1

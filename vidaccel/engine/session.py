@@ -16,8 +16,8 @@ from ..configs.plan import LayerPolicy, Plan
 from ..errors import PlanMismatchError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
 from ..layout import TokenLayout
-from ..types import TileShape, VideoGrid
-from .attend import AttentionSite, DenseAttention, strict_message
+from ..types import Precision, TileShape, VideoGrid
+from .attend import AttentionSite, DenseAttention
 from .clock import Clock, Moment
 from .prepare import HeadGroup, prepare
 from .stats import LayerStats, Report
@@ -78,7 +78,7 @@ class Session:
         self.kernel = kernel
         self.sites: list[AttentionSite] = []
         self.not_patched: list[dict[str, str]] = []
-        self.kernels: dict[KernelRequest, tuple[Kernel, str | None]] = {}
+        self.kernels: dict[KernelRequest, tuple[Kernel | None, Precision, str | None]] = {}
         self._policies: dict[tuple[int, str, int, str | None], LayerPolicy] = {}
         self._groups: dict[tuple[LayerPolicy, int, TokenLayout], tuple[HeadGroup, ...]] = {}
         self._grids: set[VideoGrid] = set()
@@ -175,11 +175,6 @@ class Session:
         if key not in self._groups:
             self._groups[key] = prepare(policy, num_heads, layout)
         return self._groups[key]
-
-    def refuse_if_strict(self, site: AttentionSite, reason: str) -> None:
-        """Raises :class:`StrictError` in a strict session."""
-        if self.strict:
-            raise strict_message(site, reason)
 
     def say_once(self, event: str) -> None:
         """Adds a note to the report, unless it is there already."""

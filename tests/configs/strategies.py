@@ -1,0 +1,70 @@
+"""Random valid plans, for property tests."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from vidaccel.configs.fingerprint import Fingerprint
+from vidaccel.configs.pattern_spec import PatternSpec
+from vidaccel.configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
+from vidaccel.types import PRECISIONS, TileShape, VideoGrid
+
+__all__ = ["fingerprints", "heads", "plans", "rules", "specs"]
+
+_names = st.sampled_from(["window", "width", "decay", "a", "b_2", "sliding_tile", "patterns"])
+_floats = st.floats(allow_nan=False, allow_infinity=False)
+_scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | _floats | st.text(max_size=8)
+_extents = st.integers(1, 40)
+
+
+def _spec(values: st.SearchStrategy) -> st.SearchStrategy[PatternSpec]:
+    params = st.dictionaries(_names, values | st.tuples(values, values), max_size=3)
+    return st.builds(lambda name, given: PatternSpec(name, tuple(given.items())), _names, params)
+
+
+#: Patterns of any name with any parameters, also nested as in a union.
+specs = _spec(_scalars | _spec(_scalars))
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> HeadPolicy:
+    """One head's policy."""
+    spec = draw(st.just(PatternSpec("dense")) | specs)
+    compensation = "none" if spec.name == "dense" else draw(st.sampled_from(["none", "pooled_tail"]))
+    return HeadPolicy(spec, draw(st.sampled_from(sorted(PRECISIONS))), compensation)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Rule:
+    """A rule with any of its conditions."""
+    low, high = sorted(draw(st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True)))
+    return Rule(
+        LayerPolicy(tuple(draw(st.lists(heads(), min_size=1, max_size=4)))),
+        noise=(low, high),
+        transformer=draw(st.none() | st.sampled_from(TRANSFORMERS)),
+        layers=draw(st.none() | st.lists(st.integers(0, 65_535), min_size=1, max_size=5).map(tuple)),
+        branch=draw(st.none() | st.sampled_from(BRANCHES)),
+    )
+
+
+fingerprints = st.builds(
+    Fingerprint,
+    model_class=st.none() | st.text(max_size=10),
+    config=st.dictionaries(_names, _scalars | st.tuples(_scalars, _scalars), max_size=3).map(
+        lambda d: tuple(d.items())
+    ),
+    heads=st.none() | _extents,
+    layers=st.none() | _extents,
+    grid=st.none() | st.builds(VideoGrid, _extents, _extents, _extents),
+    scheduler=st.none() | st.text(max_size=10),
+    vidaccel=st.none() | st.sampled_from(["0.1.0", "0.2.3", "1.0"]),
+)
+
+plans = st.builds(
+    Plan,
+    name=st.text(min_size=1, max_size=10).filter(str.strip),
+    rules=st.lists(rules(), max_size=4).map(tuple),
+    tile=st.none() | st.builds(TileShape, _extents, _extents, _extents),
+    fingerprint=st.none() | fingerprints,
+    provenance=st.dictionaries(st.text(max_size=6), st.text(max_size=12), max_size=3).map(lambda d: tuple(d.items())),
+)

@@ -1,0 +1,163 @@
+"""Plans: which rule decides, what is dense, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.configs.strategies import plans
+from vidaccel.configs.pattern_spec import PatternSpec
+from vidaccel.configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
+from vidaccel.errors import ConfigError, LayoutError
+from vidaccel.types import TileShape
+
+DENSE = LayerPolicy()
+STA = HeadPolicy(PatternSpec.make("sliding_tile", window=(3, 3, 3)))
+SPARSE = LayerPolicy((STA,))
+OTHER = LayerPolicy((HeadPolicy(PatternSpec("radial")),))
+
+
+def test_first_match_decides_and_nothing_is_dense() -> None:
+    plan = Plan(
+        "p",
+        (
+            Rule(DENSE, noise=(0.9, 1.0)),
+            Rule(OTHER, layers=(3, 1), branch="uncond"),
+            Rule(SPARSE, transformer="transformer"),
+        ),
+    )
+    assert plan.lookup(0.95, "transformer", 1, "uncond") == DENSE
+    assert plan.lookup(0.5, "transformer", 1, "uncond") == OTHER
+    assert plan.lookup(0.5, "transformer", 2, "uncond") == SPARSE
+    assert plan.lookup(0.5, "transformer", 1, "cond") == SPARSE
+    assert plan.lookup(0.5, "transformer", 1, None) == SPARSE  # a batch of both branches is not "uncond"
+    assert plan.lookup(0.5, "transformer_2", 3, "uncond") == OTHER
+    assert plan.lookup(0.5, "transformer_2", 0, "uncond").is_dense
+    assert Plan.dense().lookup(0.5, "transformer", 0, None).is_dense
+
+
+@pytest.mark.parametrize(
+    ("level", "inside"),
+    [(0.4, False), (0.4000001, True), (0.6, True), (0.6000001, False), (0.0, False), (1.0, False)],
+)
+def test_noise_is_open_below_and_closed_above(level: float, inside: bool) -> None:
+    plan = Plan("p", (Rule(SPARSE, noise=(0.4, 0.6)),))
+    assert plan.lookup(level, "transformer", 0, None).is_dense is not inside
+
+
+def test_noise_ends() -> None:
+    plan = Plan("p", (Rule(OTHER, noise=(0.0, 0.2)), Rule(SPARSE, noise=(0.2, 1.0))))
+    assert plan.lookup(0.0, "transformer", 0, None) == OTHER
+    assert plan.lookup(-1e-6, "transformer", 0, None) == OTHER
+    assert plan.lookup(1.0 + 1e-6, "transformer", 0, None) == SPARSE
+    for level in (1.02, 945.0, -0.5, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="not a raw timestep"):
+            plan.lookup(level, "transformer", 0, None)
+
+
+@given(plans, st.floats(0, 1), st.sampled_from(TRANSFORMERS), st.integers(0, 5), st.sampled_from((*BRANCHES, None)))
+def test_lookup_is_constant_in_a_noise_bin(
+    plan: Plan, level: float, transformer: str, layer: int, branch: str | None
+) -> None:
+    edges, number = plan.noise_edges(), plan.noise_bin(level)
+    assert edges[0] == 0.0
+    assert edges[-1] == 1.0
+    assert edges[number] < level <= edges[number + 1] or level == number == 0
+    assert plan.lookup(level, transformer, layer, branch) == plan.lookup(edges[number + 1], transformer, layer, branch)
+
+
+@given(plans, st.floats(0, 1), st.sampled_from(TRANSFORMERS), st.integers(0, 5), st.sampled_from((*BRANCHES, None)))
+def test_a_dense_plan_is_dense_everywhere(
+    plan: Plan, level: float, transformer: str, layer: int, branch: str | None
+) -> None:
+    if plan.is_dense:
+        assert plan.lookup(level, transformer, layer, branch).is_dense
+    guarded = Plan(plan.name, (Rule(DENSE), *plan.rules))
+    assert guarded.is_dense
+    assert hash(plan) == hash(Plan(plan.name, plan.rules, plan.tile, plan.fingerprint, plan.provenance))
+
+
+def test_what_is_dense() -> None:
+    assert Plan.dense().is_dense
+    assert not Plan.uniform("sta", STA).is_dense
+    assert not Plan("p", (Rule(DENSE, noise=(0.5, 1.0)), Rule(SPARSE))).is_dense
+    assert not HeadPolicy(precision="int8").is_dense  # full attention, but not the model's own
+    assert not LayerPolicy((HeadPolicy(), STA)).is_dense
+    assert LayerPolicy((STA, STA)).is_uniform
+    assert not LayerPolicy((HeadPolicy(), STA)).is_uniform
+
+
+def test_heads() -> None:
+    assert SPARSE.for_head(7, 8) == STA
+    pair = LayerPolicy((HeadPolicy(), STA))
+    assert [pair.for_head(i, 2) for i in range(2)] == [HeadPolicy(), STA]
+    with pytest.raises(ConfigError, match="2 head entries, but the layer has 12 heads; give 1 entry"):
+        pair.check_heads(12)
+    with pytest.raises(ConfigError, match="head 8 does not exist"):
+        SPARSE.for_head(8, 8)
+
+
+def test_rules_are_normalised() -> None:
+    rule = Rule(SPARSE, noise=[0, 1], layers=[3, 1, 3])
+    assert rule == Rule(SPARSE, noise=(-0.0, 1.0), layers=(1, 3))
+    assert Rule(SPARSE, layers=range(3)).layers == (0, 1, 2)
+    assert Rule(SPARSE).is_unconditional
+    assert not rule.is_unconditional
+
+
+def test_provenance() -> None:
+    plan = Plan("p", provenance=(("b", "2"), ("a", "1"))).with_provenance(b="3")
+    assert plan.provenance == (("a", "1"), ("b", "3"))
+
+
+def test_text_of_a_head() -> None:
+    head = HeadPolicy(PatternSpec.make("radial", decay=0.2), "int8", "pooled_tail")
+    assert str(head) == "radial(decay=0.2) int8 + pooled_tail"
+    assert str(HeadPolicy()) == "dense"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        pytest.param(lambda: Rule(SPARSE, noise=(0.5, 1.5)), "valid is 0 <= low < high <= 1", id="noise above 1"),
+        pytest.param(lambda: Rule(SPARSE, noise=(-0.5, 1.0)), "valid is 0 <= low < high <= 1", id="noise below 0"),
+        pytest.param(lambda: Rule(SPARSE, noise=(0.6, 0.4)), "valid is 0 <= low < high <= 1", id="noise reversed"),
+        pytest.param(lambda: Rule(SPARSE, noise=(0.4, 0.4)), "valid is 0 <= low < high <= 1", id="noise empty"),
+        pytest.param(lambda: Rule(SPARSE, noise=(0.4, float("nan"))), "give two numbers", id="noise nan"),
+        pytest.param(lambda: Rule(SPARSE, noise="01"), "give two numbers", id="noise text"),
+        pytest.param(lambda: Rule(SPARSE, noise=(0, True)), "give two numbers", id="noise bool"),
+        pytest.param(lambda: Rule(SPARSE, noise=(0.1,)), "give two numbers", id="one bound"),
+        pytest.param(lambda: Rule(SPARSE, layers=(0, -1)), "holds -1; layers are whole numbers", id="negative layer"),
+        pytest.param(lambda: Rule(SPARSE, layers=(1.5,)), "holds 1.5", id="half a layer"),
+        pytest.param(lambda: Rule(SPARSE, layers=()), "would never apply", id="no layers"),
+        pytest.param(lambda: Rule(SPARSE, layers=3), "give a tuple of layer numbers", id="bare layer"),
+        pytest.param(lambda: Rule(SPARSE, branch="both"), "valid are cond, uncond", id="branch"),
+        pytest.param(lambda: Rule(SPARSE, transformer="unet"), "valid are transformer, transformer_2", id="expert"),
+        pytest.param(lambda: Rule(STA), "give a LayerPolicy", id="head as policy"),
+        pytest.param(lambda: HeadPolicy(precision="fp4"), "valid are native, int8", id="precision"),
+        pytest.param(lambda: HeadPolicy(compensation="magic"), "valid are none, pooled_tail", id="compensation"),
+        pytest.param(lambda: HeadPolicy(compensation="pooled_tail"), "the dense pattern skips none", id="dense tail"),
+        pytest.param(lambda: HeadPolicy("sta"), "give PatternSpec.make", id="pattern text"),
+        pytest.param(lambda: LayerPolicy(()), "LayerPolicy.heads is empty", id="no heads"),
+        pytest.param(lambda: LayerPolicy(STA), "give a tuple", id="bare head"),
+        pytest.param(lambda: LayerPolicy((None,)), "every entry must be a HeadPolicy", id="no head"),
+        pytest.param(lambda: Plan(" "), "give a non-empty text", id="no name"),
+        pytest.param(lambda: Plan("p", (SPARSE,)), "rule 0 of plan 'p'", id="policy as rule"),
+        pytest.param(lambda: Plan("p", tile=(1, 2, 3)), "give TileShape", id="bare tile"),
+        pytest.param(lambda: Plan("p", fingerprint={}), "give a Fingerprint", id="bare fingerprint"),
+        pytest.param(lambda: Plan("p", provenance=(("a", 1),)), "must be text", id="provenance"),
+    ],
+)  # fmt: skip
+def test_refused(make: Callable[[], Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert says in str(caught.value)
+
+
+def test_a_bad_tile_is_a_config_error() -> None:
+    with pytest.raises(LayoutError):
+        Plan("p", tile=TileShape(0, 1, 1))

@@ -1,0 +1,191 @@
+"""Presets and users' own YAML files: they build, they warm up as published, and mistakes are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from hypothesis import given, settings
+
+from tests.configs.strategies import plans
+from vidaccel.configs.artifact import save_plan
+from vidaccel.configs.codec import plan_from_data, plan_to_data
+from vidaccel.configs.plan import HeadPolicy, Plan
+from vidaccel.configs.presets import load_preset, load_yaml_plan, preset_names, resolve_plan
+from vidaccel.errors import ConfigError, PlanFileError
+from vidaccel.layout import TokenLayout
+from vidaccel.patterns import build_pattern
+from vidaccel.types import TileShape, VideoGrid
+
+PRESETS = ["dense", "neighborhood", "radial", "sta", "svg-static"]
+SPARSE = PRESETS[1:]
+
+GRIDS = {
+    "small model": VideoGrid(16, 12, 12),
+    "Wan 480p": VideoGrid(21, 30, 52),
+    "Wan 720p": VideoGrid(21, 45, 80),
+}
+
+
+def sparse_head(name: str) -> HeadPolicy:
+    """What the preset does in the middle of a run."""
+    return load_preset(name).lookup(0.5, "transformer", 3, "cond").for_head(0, 12)
+
+
+def test_names() -> None:
+    assert preset_names() == PRESETS
+    for name in PRESETS:
+        plan = load_preset(name)
+        assert plan.name == name
+        assert load_preset(name) is plan
+        about = dict(plan.provenance)
+        assert about["summary"].endswith(".")
+        assert about["source"]
+        assert plan.is_dense == (name == "dense")
+        assert plan.fingerprint is None  # a preset fits any model
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("name", SPARSE)
+def test_presets_build_and_keep_what_they_say(name: str, grid: VideoGrid) -> None:
+    layout = TokenLayout.of(grid, load_preset(name).tile)
+    pattern = build_pattern(sparse_head(name).pattern)
+    # published densities: sta .15-.2, GNA .09, radial about .3, SVG .25-.3; rounding to blocks and the small grid add
+    low, high = {"sta": (0.1, 0.35), "neighborhood": (0.09, 0.2), "radial": (0.2, 0.5), "svg-static": (0.2, 0.31)}[name]
+    assert low <= pattern.density(layout) <= high
+
+
+def test_published_windows() -> None:
+    """On the grids they were published for, the shares are the published windows again."""
+    sta = TokenLayout.of(VideoGrid(18, 48, 80), TileShape(6, 8, 8))
+    assert build_pattern(sparse_head("sta").pattern).density(sta) == pytest.approx(27 / 180)
+    gna = TokenLayout.of(VideoGrid(30, 48, 80), TileShape(6, 8, 8))
+    found = build_pattern(sparse_head("neighborhood").pattern).exact_density(gna)
+    assert found == pytest.approx(18 * 24 * 24 / (30 * 48 * 80))
+
+
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        pytest.param(
+            lambda: UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=5.0
+            ),
+            id="UniPC",
+        ),
+        pytest.param(lambda: FlowMatchEulerDiscreteScheduler(shift=5.0), id="FlowMatchEuler"),
+    ],
+)
+def test_warm_up_is_12_of_50_steps_at_shift_5(name: str, scheduler: Callable[[], Any]) -> None:
+    made = scheduler()
+    made.set_timesteps(50)
+    levels = np.asarray(torch.as_tensor(made.sigmas), dtype=np.float64)[:50]
+    dense = [load_preset(name).lookup(level, "transformer", 3, "cond").is_dense for level in levels]
+    assert dense == [True] * 12 + [False] * 38
+
+
+def test_svg_keeps_its_first_layer_dense() -> None:
+    plan = load_preset("svg-static")
+    assert plan.lookup(0.3, "transformer_2", 0, None).is_dense
+    assert not plan.lookup(0.3, "transformer_2", 1, None).is_dense
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_adding_compensation_is_one_word(name: str, tmp_path: Path) -> None:
+    """What each summary promises."""
+    text = (Path(__file__).parents[2] / "vidaccel/configs/presets" / f"{name}.yaml").read_text()
+    assert text.count("compensation: none") == 1
+    own = tmp_path / "own.yaml"
+    own.write_text(text.replace("compensation: none", "compensation: pooled_tail"))
+    head = load_yaml_plan(own).lookup(0.5, "transformer", 3, "cond").for_head(0, 1)
+    assert head == HeadPolicy(sparse_head(name).pattern, compensation="pooled_tail")
+
+
+def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan.uniform("mine", HeadPolicy(precision="int8"))
+    yaml_file, plan_file = tmp_path / "mine.yml", tmp_path / "mine.safetensors"
+    yaml_file.write_text(yaml.safe_dump(plan_to_data(plan)))
+    save_plan(plan, plan_file)
+    assert resolve_plan(plan) is plan
+    assert resolve_plan(yaml_file) == resolve_plan(str(yaml_file)) == plan
+    assert resolve_plan(plan_file) == resolve_plan(str(plan_file)) == plan
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sta").mkdir()
+    assert resolve_plan("sta") is load_preset("sta")  # a text without a suffix is a preset's name, whatever exists
+    for wrong in ("stta", "mine.pt", Path("sta")):
+        with pytest.raises(ConfigError, match=r"neither a preset nor a plan file; presets are dense, .* end in"):
+            resolve_plan(wrong)
+    with pytest.raises(ConfigError, match="plan is a int; give a Plan"):
+        resolve_plan(3)
+    with pytest.raises(ConfigError, match="no preset 'stta'; valid are dense, neighborhood, radial, sta, svg-static"):
+        load_preset("stta")
+
+
+@given(plans)
+@settings(max_examples=50)
+def test_data_round_trip_through_yaml(plan: Plan) -> None:
+    assert plan_from_data(yaml.safe_load(yaml.safe_dump(plan_to_data(plan)))) == plan
+
+
+GOOD = "name: mine\nrules:\n- {noise: [0.9, 1.0], pattern: dense}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        pytest.param("", "the plan is None; give a mapping with keys among name", id="empty"),
+        pytest.param("name: mine", "the plan has no 'rules'", id="no rules"),
+        pytest.param("rules: []", "the plan has no 'name'", id="no name"),
+        pytest.param(GOOD + "rulez: []", "unknown keys rulez; valid are name, summary", id="unknown key"),
+        pytest.param(GOOD + "name: twice", "line 4: the key 'name' is given twice", id="repeated key"),
+        pytest.param(GOOD + "tile: [1, 2]", "tile is [1, 2]; give [frames, height, width]", id="short tile"),
+        pytest.param(GOOD + "tile: [1, 2, 0]", "TileShape.width is 0", id="empty tile"),
+        pytest.param(GOOD + "provenance: 3", "provenance is 3", id="provenance"),
+        pytest.param(GOOD + "fingerprint: {headz: 3}", "a fingerprint has unknown keys headz", id="fingerprint"),
+        pytest.param(GOOD + "- {pattern: dense, layer: [0]}", "rule 2 has unknown keys layer;", id="rule key"),
+        pytest.param(GOOD + "- {precision: int8}", "rule 2 has no 'pattern'", id="no pattern"),
+        pytest.param(GOOD + "- {pattern: dense, noise: [0, 2]}", "rule 2: Rule.noise is (0.0, 2.0)", id="noise"),
+        pytest.param(GOOD + "- {pattern: dense, precision: int3}", "rule 2: HeadPolicy.precision is", id="precision"),
+        pytest.param(GOOD + "- {pattern: dense, heads: []}", "both 'heads' and pattern", id="both"),
+        pytest.param(GOOD + "- {heads: 3}", "rule 2: heads is 3", id="heads"),
+        pytest.param(GOOD + "- {heads: []}", "rule 2: LayerPolicy.heads is empty", id="no heads"),
+        pytest.param(GOOD + "- {heads: [{patern: dense}]}", "head 0 has unknown keys patern", id="head key"),
+        pytest.param(GOOD + "- 3", "rule 2 is 3; give a mapping", id="no mapping"),
+        pytest.param("name: mine\nrules: 3", "rules is 3; give a list", id="no list"),
+        pytest.param("name: 3\nrules: []", "Plan.name is 3", id="name"),
+        pytest.param("name: [", "is not valid YAML in line 1", id="no YAML"),
+        pytest.param("a: &a 1\nname: *a", "references (*name) are not used", id="reference"),
+        pytest.param("name: !!python/object:os.system {}", "could not determine a constructor", id="code"),
+        pytest.param("rules: " + "[" * 5000, "nested too deep", id="deep"),
+        pytest.param("name: \x01", "is not a plan: ", id="control character"),
+        pytest.param("? [a]\n: 3", "found unhashable key", id="odd key"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(text: str, says: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    with pytest.raises(PlanFileError) as caught:
+        load_yaml_plan(own)
+    assert str(own) in str(caught.value)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(PlanFileError, match="there is no plan file"):
+        load_yaml_plan(tmp_path / "none.yaml")
+    with pytest.raises(PlanFileError, match="cannot be read"):
+        load_yaml_plan(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("name: ü".encode("latin-1"))
+    with pytest.raises(PlanFileError, match="not text in UTF-8"):
+        load_yaml_plan(tmp_path / "latin.yaml")
+    (tmp_path / "large.yaml").write_bytes(b"#" * (2 << 20))
+    with pytest.raises(PlanFileError, match="a plan in YAML is a few kB"):
+        load_yaml_plan(tmp_path / "large.yaml")

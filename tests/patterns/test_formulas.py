@@ -1,0 +1,156 @@
+"""Every static pattern against its formula at every pair of tokens: 1,480 random cases on small grids.
+
+The oracle (``formulas.py``) is written independently and pooled to blocks by counting; then large grids on sampled
+blocks, where counting every pair would take too long.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from tests.cases import layouts, run_cases, tile_members
+from tests.patterns.formulas import FORMULAS, Triple, coordinates, kept_tokens, pool
+from vidaccel.configs.pattern_spec import PatternSpec
+from vidaccel.layout import TokenLayout
+from vidaccel.patterns import build_pattern, pattern_names
+from vidaccel.types import TileShape, VideoGrid
+
+extents = st.one_of(st.integers(1, 9), st.floats(0.05, 1.0), st.just(1.0))
+windows = st.tuples(extents, extents, extents)
+coverages = st.sampled_from((0.0, 0.0, 0.1, 0.2, 1 / 3, 0.5, 0.9))
+bands = {
+    "width": st.one_of(st.floats(0.01, 1.0), st.sampled_from((0.5, 1.0))),
+    "unit": st.sampled_from(("frames", "video")),
+    "min_coverage": coverages,
+}
+
+
+@st.composite
+def _neighborhoods(draw: st.DrawFn) -> dict[str, Any]:
+    window = draw(windows)
+    # a stride over a whole-number window is an error, so draw below it
+    steps = st.tuples(*(st.integers(1, w if isinstance(w, int) else 5) for w in window))
+    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)))
+    stride = draw(st.one_of(steps, st.just("tile")))
+    return {"window": window, "stride": stride, "dilation": dilation, "min_coverage": draw(coverages)}
+
+
+PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "dense": st.just({}),
+    "sliding_tile": st.fixed_dictionaries({"window": windows}),
+    "neighborhood": _neighborhoods(),
+    "radial": st.fixed_dictionaries(
+        {
+            "decay": st.floats(0.05, 4.0),
+            "near": st.integers(0, 3),
+            "first_frame": st.booleans(),
+            "floor": st.one_of(st.integers(1, 40), st.floats(0.02, 1.0)),
+            "min_coverage": coverages,
+        }
+    ),
+    "spatial_band": st.fixed_dictionaries(bands),
+    "temporal_band": st.fixed_dictionaries(bands),
+    "first_frame_sink": st.fixed_dictionaries({"frames": extents, "queries": st.booleans()}),
+}
+_member = st.sampled_from(sorted(PARAMS)).flatmap(lambda name: st.tuples(st.just(name), PARAMS[name]))
+PARAMS["union"] = st.fixed_dictionaries({"patterns": st.lists(_member, min_size=2, max_size=4).map(tuple)})
+
+
+def _spec(name: str, params: dict[str, Any]) -> PatternSpec:
+    if name == "union":
+        return PatternSpec.make(name, patterns=tuple(_spec(n, p) for n, p in params["patterns"]))
+    return PatternSpec.make(name, **params)
+
+
+def _expected(name: str, params: dict[str, Any], layout: TokenLayout) -> tuple[torch.Tensor, int]:
+    """Kept pairs of video blocks by counting token pairs, and how many token pairs the formula keeps."""
+    grid, tile = _plain(layout)
+    tokens = coordinates(grid)
+    mask = kept_tokens(name, params, grid, tile, tokens, tokens)
+    blocks = tile_members(layout.grid, layout.tile_shape)
+    if name == "union":  # every member is rounded by its own coverage
+        keep = torch.stack([_expected(n, p, layout)[0] for n, p in params["patterns"]]).any(0)
+    else:
+        sizes = np.array([len(b) for b in blocks])
+        needed = params.get("min_coverage", 0.0) * (sizes[:, None] * sizes[None, :]).astype(float)
+        keep = torch.from_numpy(pool(mask, blocks) > needed)
+    return keep | torch.eye(len(blocks), dtype=torch.bool), int(mask.sum())
+
+
+def _plain(layout: TokenLayout) -> tuple[Triple, Triple]:
+    (f, h, w), (t, y, x) = layout.grid, layout.tile_shape
+    return (f, h, w), (t, y, x)
+
+
+def test_every_pattern_has_a_formula() -> None:
+    assert {*FORMULAS, "union"} == set(PARAMS) == set(pattern_names())
+
+
+@pytest.mark.parametrize("name", sorted(PARAMS))
+def test_blocks_are_the_formula_rounded_out(name: str) -> None:
+    def check(layout: TokenLayout, params: dict[str, Any]) -> None:
+        pattern = build_pattern(_spec(name, params))
+        keep, exact = _expected(name, params, layout)
+        assert torch.equal(pattern.video_blocks(layout), keep)
+        sizes = torch.tensor([len(b) for b in tile_members(layout.grid, layout.tile_shape)])
+        kept = int((keep * sizes[:, None] * sizes[None, :]).sum())
+        assert pattern.exact_density(layout) == exact / layout.grid.tokens**2
+        assert pattern.density(layout) == kept / layout.grid.tokens**2
+        assert pattern.rounding(layout) == kept / exact
+        whole = pattern.blocks(layout)
+        video, text = layout.video_blocks, layout.text_blocks
+        assert whole.shape == (layout.num_blocks, layout.num_blocks)
+        assert torch.equal(whole[video, video], keep)
+        assert bool(whole[text].all()) and bool(whole[:, text].all())
+
+    run_cases(name, check, layout=layouts(most=160), params=PARAMS[name])
+
+
+#: Parameters as plans have them, on grids as models have them.
+KNOWN: list[tuple[str, dict[str, Any]]] = [
+    ("sliding_tile", {"window": (1.0, 0.5, 0.3)}),
+    ("sliding_tile", {"window": (3, 4, 3)}),
+    ("neighborhood", {"window": (0.6, 0.5, 0.3), "stride": "tile"}),
+    ("neighborhood", {"window": (9, 15, 20), "stride": (1, 2, 4), "dilation": (2, 1, 3)}),
+    ("radial", {}),
+    ("radial", {"decay": 0.95, "floor": 0.035, "first_frame": False, "min_coverage": 0.2}),
+    ("spatial_band", {"width": 2.0, "min_coverage": 0.33}),
+    ("temporal_band", {"width": 2.0}),
+    ("first_frame_sink", {}),
+    ("union", {"patterns": (("spatial_band", {}), ("temporal_band", {}), ("first_frame_sink", {}))}),
+]
+
+
+@pytest.mark.parametrize(
+    ("grid", "tile"),
+    [((21, 30, 52), None), ((21, 45, 80), None), ((21, 45, 80), (1, 8, 16)), ((16, 12, 12), None)],
+    ids=["480p", "720p", "720p-flat-tiles", "small-model"],
+)
+@pytest.mark.parametrize(("name", "params"), KNOWN, ids=[f"{n}-{i}" for i, (n, _) in enumerate(KNOWN)])
+def test_blocks_of_large_grids(name: str, params: dict[str, Any], grid: Triple, tile: Triple | None) -> None:
+    """Two query blocks, one of them at a ragged corner, against all keys."""
+    layout = TokenLayout.of(VideoGrid(*grid), tile and TileShape(*tile))
+    found = build_pattern(_spec(name, params)).video_blocks(layout)
+    blocks = tile_members(layout.grid, layout.tile_shape)
+    owner = np.empty(layout.grid.tokens, dtype=np.int64)
+    for number, members in enumerate(blocks):
+        owner[members] = number
+    keys = coordinates(grid)
+    sizes = np.array([len(b) for b in blocks])
+
+    def row(number: int, name: str, params: dict[str, Any]) -> Any:
+        if name == "union":
+            return np.logical_or.reduce([row(number, n, p) for n, p in params["patterns"]])
+        mask = kept_tokens(name, params, *_plain(layout), keys[blocks[number]], keys)
+        counts = np.bincount(owner, weights=mask.sum(0), minlength=len(blocks))
+        return counts > params.get("min_coverage", 0.0) * (sizes * sizes[number])
+
+    for number in (len(blocks) // 2 - 3, len(blocks) - 1):
+        expected = row(number, name, params)
+        expected[number] = True
+        assert found[number].tolist() == expected.tolist()

@@ -1,0 +1,1 @@
+"""The ``vidaccel`` command. Nothing heavy is imported before a command needs it, so that help is quick."""

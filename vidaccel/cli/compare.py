@@ -1,0 +1,140 @@
+"""``vidaccel compare``: dense against a plan, over prompts: what it gains and what it costs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+from . import options as opt
+
+_COMPARISON = "Comparison"
+
+
+def compare(
+    plan: opt.PlanName = opt.DEFAULT_PLAN,
+    model: opt.Model = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="File with one prompt a line, or - for stdin.", rich_help_panel=_COMPARISON),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="One prompt; may be repeated.", rich_help_panel=_COMPARISON)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first prompts.", rich_help_panel=_COMPARISON)
+    ] = None,
+    controls: Annotated[
+        int | None,
+        typer.Option(min=0, help="Prompts that get the two control runs [default: all].", rich_help_panel=_COMPARISON),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Times each is run; the fastest counts.", rich_help_panel=_COMPARISON)
+    ] = 1,
+    seed: opt.Seed = 0,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures there.", rich_help_panel=opt.OUTPUT)
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Write a contact sheet (.png) there.", rich_help_panel=opt.OUTPUT)
+    ] = None,
+    strict: opt.Strict = False,
+    allow_mismatch: opt.AllowMismatch = False,
+    negative_prompt: opt.NegativePrompt = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    num_frames: opt.NumFrames = None,
+    num_inference_steps: opt.NumInferenceSteps = None,
+    guidance_scale: opt.GuidanceScale = None,
+    image: opt.Image = None,
+    arg: opt.Arg = None,
+    dtype: opt.Dtype = None,
+    device: opt.Device = None,
+    lora: opt.Lora = None,
+    cpu_offload: opt.CpuOffload = False,
+    compile: opt.Compile = False,
+) -> None:
+    """Measure a plan against dense: paired PSNR and SSIM per prompt, seconds by stage, controls.
+
+    Every prompt runs dense and by the plan from the same seed, after a warm-up. Two controls give the scale: the same
+    dense run again (the noise floor), and a dense run with one step fewer.
+    """
+    from ..files import check_writable, write_json
+
+    for path in (json, sheet):
+        if path is not None:
+            check_writable(path)
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ConfigError(f"the sheet {sheet} does not end in .png; name it {sheet.stem}.png")
+    texts = read_prompts(prompts, prompt or (), limit)
+    chosen = opt.read_plan(plan)
+    picture = opt.read_image(image)
+    opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
+    from rich.console import Console
+    from rich.progress import track
+
+    from .. import quality, report
+    from ..pipelines.generate import Request
+
+    given = {
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "image": picture,
+    }
+    arguments = opt.call_arguments(opened, given, arg)
+    requests = [Request(text, seed, arguments) for text in texts]
+    patching = {"strict": strict, "allow_mismatch": allow_mismatch}
+    opened.pipe.set_progress_bar_config(disable=True)
+    quality.warm_up(opened.pipe, chosen, requests[0], **patching)
+    measured = quality.compare(opened.pipe, chosen, requests, controls=controls, repeats=repeats, **patching)
+    progress = track(measured, "comparing", total=len(requests), console=Console(stderr=True), transient=True)
+    # the frames of a long comparison do not fit into memory, so each pair leaves only figures and its strip
+    pairs, strips = [], []
+    for pair in progress:
+        pairs.append(pair.to_dict())
+        strips.append(report.strip_of(pair.to_dict(), pair.dense.frames, pair.planned.frames))
+        settings = pair.dense.settings
+    result = {
+        "model": opened.name,
+        "machine": opt.machine(),
+        **quality.summarise(chosen.name, settings, pairs),
+    }
+    if json is not None:
+        write_json(json, result)
+    if sheet is not None:
+        report.write_png(sheet, report.contact_sheet(strips))
+    console = Console()
+    console.print(report.comparison_table(result))
+    console.print(report.seconds_table(result))
+    for line in report.conclusions(result):
+        console.print(line)
+    for path in (json, sheet):
+        if path is not None:
+            console.print(f"written: {path}")
+
+
+def read_prompts(file: Path | None, given: list[str] | tuple[str, ...], limit: int | None) -> list[str]:
+    """The prompts of the options, then those of the file; empty lines and lines that start with # do not count.
+
+    Raises:
+        ConfigError: the file cannot be read, or there is no prompt at all.
+    """
+    found = [text.strip() for text in given if text.strip()]
+    if file is not None:
+        try:
+            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise ConfigError(f"the prompts in {file} cannot be read: {reason}; give a text file") from error
+        lines = (line.strip() for line in text.splitlines())
+        found += [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise ConfigError("there are no prompts; give --prompts FILE with one a line, or --prompt TEXT")
+    return found[:limit]

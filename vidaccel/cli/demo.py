@@ -1,0 +1,69 @@
+"""``vidaccel demo``: the small model, one prompt and seed, dense and accelerated, and an honest table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import OutputError
+from . import options as opt
+
+__all__ = ["demo"]
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The accelerated video; the dense one is beside it.")
+    ] = Path("outputs/demo.mp4"),
+    plan: opt.PlanName = opt.DEFAULT_PLAN,
+    prompt: Annotated[str | None, typer.Option(help="What to show [default: one the small model knows].")] = None,
+    seed: opt.Seed = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Times each is run; the fastest counts.")] = 2,
+) -> None:
+    """Generate one video with the small model, dense and accelerated, and show what was gained at what cost.
+
+    Writes demo.mp4, demo-dense.mp4, demo.png (contact sheet) and demo.json into outputs/.
+    """
+    from ..files import check_writable, write_json
+    from ..pipelines.video import check_video_path, write_video
+
+    check_video_path(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {output.parent}: {error.strerror}; choose another output") from error
+    check_writable(output)
+    chosen = opt.read_plan(plan)
+    typer.echo("loading the small model", err=True)
+    opened = opt.open_pipeline(None, dtype=None, device=None)
+    from rich.console import Console
+
+    from .. import quality, report
+    from ..pipelines.demo import PROMPTS
+    from ..pipelines.generate import Request
+
+    request = Request(PROMPTS[0] if prompt is None else prompt, seed, dict(opened.defaults))
+    opened.pipe.set_progress_bar_config(disable=True)
+    typer.echo(f"generating {request.prompt!r}: a short warm-up, then {repeats} times dense and by the plan", err=True)
+    quality.warm_up(opened.pipe, chosen, request)
+    pair = quality.measure_pair(opened.pipe, chosen, request, repeats=repeats)
+
+    dense_path, sheet = output.with_stem(f"{output.stem}-dense"), output.with_suffix(".png")
+    write_video(output, pair.planned.frames, opened.fps)
+    write_video(dense_path, pair.dense.frames, opened.fps)
+    figures = pair.to_dict()
+    report.write_png(sheet, report.contact_sheet([report.strip_of(figures, pair.dense.frames, pair.planned.frames)]))
+    result = {
+        "model": opened.name,
+        "machine": opt.machine(),
+        **quality.summarise(chosen.name, pair.dense.settings, [figures]),
+    }
+    write_json(output.with_suffix(".json"), result)
+    console = Console()
+    console.print(str(pair.report), highlight=False)
+    console.print(report.demo_table(result))
+    for line in report.conclusions(result):
+        console.print(line)
+    console.print(f"videos: {dense_path} (dense), {output} (plan {chosen.name}); contact sheet: {sheet}")

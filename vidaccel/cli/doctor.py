@@ -1,0 +1,68 @@
+"""``vidaccel doctor``: what this machine is, which kernels can run on it, and why the others cannot."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["doctor"]
+
+_HEAD_DIM = 128  # of Wan, HunyuanVideo and most others
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show the device, versions, and which attention kernels can run here, and why the others cannot."""
+    import json as codec
+
+    from ..device import default_dtype, device_info
+
+    info = device_info()
+    dtype = default_dtype(info.default_device)
+    kernels = _kernels(info.default_device, dtype)
+    used = {"device": info.default_device, "dtype": str(dtype).removeprefix("torch."), "head_dim": _HEAD_DIM}
+    if json:
+        typer.echo(codec.dumps({**info.to_dict(), "default": used, "kernels": kernels}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    facts = Table(title=f"vidaccel {info.vidaccel}", show_header=False)
+    memory = "" if info.memory_gib is None else f", {info.memory_gib:.0f} GiB"
+    facts.add_row("system", f"{info.system}, Python {info.python}")
+    facts.add_row("cpu", f"{info.cpu}, {info.cores} cores{memory}, bf16 {'fast' if info.cpu_bf16 else 'slow'}")
+    for gpu in info.gpus:
+        facts.add_row(
+            "gpu", f"{gpu.name}, capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory_gib:.0f} GiB"
+        )
+    if not info.gpus:
+        facts.add_row("gpu", "none that torch can use")
+    facts.add_row("default", f"{used['device']}, {used['dtype']}")
+    facts.add_row("packages", "\n".join(f"{name} {version or '(missing)'}" for name, version in info.packages))
+    if info.environment:
+        facts.add_row("environment", "\n".join(f"{name}={value}" for name, value in info.environment))
+    console.print(facts)
+
+    table = Table(title=f"attention kernels for {used['device']}, {used['dtype']}, head size {_HEAD_DIM}")
+    for heading in ("kernel", "precision", "runs here"):
+        table.add_column(heading, overflow="fold")
+    for row in kernels:
+        table.add_row(row["kernel"], row["precision"], "yes" if row["why_not"] is None else f"no: {row['why_not']}")
+    console.print(table)
+
+
+def _kernels(device: str, dtype: Any) -> list[dict[str, str | None]]:
+    """Every kernel with every precision, and why it cannot run, or ``None``."""
+    from ..kernels.contract import KernelRequest
+    from ..kernels.dispatch import why_not_table
+    from ..types import PRECISIONS
+
+    rows: list[dict[str, str | None]] = []
+    for name, precision in PRECISIONS.items():
+        request = KernelRequest(device, dtype, _HEAD_DIM, precision, tail=False, return_lse=False)
+        for kernel, reason in why_not_table(request).items():
+            rows.append({"kernel": kernel, "precision": name, "why_not": reason})
+    return sorted(rows, key=lambda row: str(row["kernel"]))

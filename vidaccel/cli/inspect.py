@@ -1,0 +1,76 @@
+"""``vidaccel inspect``: what a plan does, as tables and as a heat-map noise level x layer x head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ConfigError
+from . import options as opt
+
+if TYPE_CHECKING:
+    from ..configs.plan import Plan
+    from ..types import VideoGrid
+
+__all__ = ["inspect"]
+
+_GRID = "21x30x52"  # of 81 frames of 480x832 in Wan
+
+
+def inspect(
+    plan: Annotated[str, typer.Argument(help="Preset name or plan file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the heat-map (.png) there.")] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(metavar="FxHxW", help=f"Token grid for densities [default: the plan's, else {_GRID}]."),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers to draw [default: the model's, else those rules tell apart].")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Heads to draw [default: the model's, else those rules tell apart].")
+    ] = None,
+) -> None:
+    """Show a plan: what it was made for, its rules, the density of each pattern, and a heat-map."""
+    from ..files import check_writable
+
+    if output is not None:
+        check_writable(output)
+    chosen = opt.read_plan(plan)
+    from rich.console import Console
+    from rich.table import Table
+
+    from .. import report
+    from ..layout import TokenLayout
+
+    layout = TokenLayout.of(_grid(grid, chosen), chosen.tile)
+    depth, width, note = report.shown_extent(chosen, layers, heads)
+    facts = Table(title=f"plan {chosen.name}", show_header=False)
+    for name, text in report.plan_facts(chosen, layout):
+        facts.add_row(name, text)
+    rules = Table(title="rules: the first that matches decides; where none matches, attention is dense")
+    for heading in ("noise level", "transformer", "layers", "branch", "policy", "density"):
+        rules.add_column(heading, overflow="fold")
+    for rule in chosen.rules:
+        rules.add_row(*report.rule_row(rule, layout))
+    console = Console()
+    console.print(facts, rules)
+    for line in report.describe_patterns(chosen, layout):
+        console.print(line, markup=False)
+    if output is not None:
+        panels = report.heatmap_panels(chosen, layout, depth, width)
+        report.draw_heatmap(output, f"{chosen.name} on {layout.grid} tokens", panels, note=note)
+        console.print(f"written: {output}")
+
+
+def _grid(text: str | None, plan: Plan) -> VideoGrid:
+    from ..types import VideoGrid
+
+    if text is None and plan.fingerprint is not None and plan.fingerprint.grid is not None:
+        return plan.fingerprint.grid
+    parts = (text or _GRID).lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--grid is {text!r}; give frames x height x width in tokens, for example {_GRID}")
+    return VideoGrid(*map(int, parts))

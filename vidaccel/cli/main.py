@@ -1,0 +1,100 @@
+"""The command line: which commands there are, and how every one of them ends.
+
+Exit codes: 0 done; 1 a bug (with its traceback); 2 something the user can mend, said in one sentence; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import VidaccelError, VidaccelWarning
+from ..version import __version__
+from .compare import compare
+from .demo import demo
+from .doctor import doctor
+from .generate import generate
+from .inspect import inspect
+from .models import models
+
+__all__ = ["app", "main"]
+
+
+class _OneSentence(TyperGroup):
+    """Turns expected errors of any command into one sentence on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; expected errors end here."""
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _shown
+                return super().invoke(ctx)
+        except VidaccelError as error:
+            typer.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; no output was written", err=True)
+            ctx.exit(130)
+        except RuntimeError as error:
+            # torch's class for it exists only once torch is imported; nothing else in here imports torch
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            typer.echo(
+                "error: the device has too little memory; try --cpu-offload, or fewer or smaller frames", err=True
+            )
+            ctx.exit(2)
+
+
+def _shown(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Our own warnings without the line of code they come from; those of others as usual."""
+    if issubclass(category, VidaccelWarning):
+        typer.echo(f"warning: {message}", err=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vidaccel {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_OneSentence,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # --num_frames is --num-frames: diffusers users know the former, command lines the latter
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "help_option_names": ["-h", "--help"],
+    },
+)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Makes diffusers video pipelines faster, and says how much faster and at what cost in quality."""
+
+
+for command in (generate, compare, inspect, models, doctor, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """The entry point of the ``vidaccel`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

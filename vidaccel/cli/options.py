@@ -1,0 +1,187 @@
+"""Options that several commands share, and their common start: plan and model checked, pipeline loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..configs.plan import Plan
+
+#: Headings of the help.
+MODEL, VIDEO, PLAN, OUTPUT = "Model", "Video (as in the pipeline's call)", "Plan", "Output"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Pipeline folder or hub id [default: the small model that ships with vidaccel].",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16 [default: best for the device].", rich_help_panel=MODEL),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: best at hand].", rich_help_panel=MODEL)
+]
+Lora = Annotated[list[str] | None, typer.Option(help="LoRA file or hub id; may be repeated.", rich_help_panel=MODEL)]
+CpuOffload = Annotated[
+    bool, typer.Option("--cpu-offload", help="Keep parts on the device only while used.", rich_help_panel=MODEL)
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="torch.compile the transformer's blocks.", rich_help_panel=MODEL)
+]
+NegativePrompt = Annotated[str | None, typer.Option(help="What not to show.", rich_help_panel=VIDEO)]
+Height = Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=VIDEO)]
+Width = Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=VIDEO)]
+NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames to ask the pipeline for.", rich_help_panel=VIDEO)]
+NumInferenceSteps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.", rich_help_panel=VIDEO)]
+GuidanceScale = Annotated[float | None, typer.Option(help="Strength of the prompt.", rich_help_panel=VIDEO)]
+Image = Annotated[Path | None, typer.Option(help="First frame, for image-to-video pipelines.", rich_help_panel=VIDEO)]
+Arg = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arg", metavar="NAME=VALUE", help="Any other argument of the pipeline's call; may be repeated.",
+        rich_help_panel=VIDEO,
+    ),
+]  # fmt: skip
+Seed = Annotated[int, typer.Option(help="Of the starting noise.", rich_help_panel=VIDEO)]
+Fps = Annotated[
+    float | None, typer.Option(min=0.1, help="Frames per second [default: the model's].", rich_help_panel=OUTPUT)
+]
+VideoOutput = Annotated[Path, typer.Option("--output", "-o", help="The .mp4 file.", rich_help_panel=OUTPUT)]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Fail where a layer cannot run as planned.", rich_help_panel=PLAN)
+]
+AllowMismatch = Annotated[
+    bool,
+    typer.Option("--allow-mismatch", help="Use a plan made for another model, with a warning.", rich_help_panel=PLAN),
+]
+
+#: The plan where none is given, the same as that of ``vidaccel.patch``.
+DEFAULT_PLAN = "sta"
+PlanName = Annotated[
+    str, typer.Option("--plan", help="Preset name or plan file; dense = as without vidaccel.", rich_help_panel=PLAN)
+]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A loaded pipeline and what belongs to it.
+
+    Args:
+        pipe: the pipeline.
+        name: folder or hub id, as given; ``"demo"`` for the shipped model.
+        defaults: call arguments of this model, for what the user leaves out.
+        fps: frames per second its videos are meant to be played at.
+    """
+
+    pipe: Any
+    name: str
+    defaults: Mapping[str, Any]
+    fps: float
+
+
+def read_plan(name: str) -> Plan:
+    """The plan of that name or file, before anything slow is started."""
+    from ..configs.presets import resolve_plan
+
+    return resolve_plan(name)
+
+
+def open_pipeline(
+    model: str | None,
+    *,
+    dtype: str | None,
+    device: str | None,
+    lora: Sequence[str] | None = None,
+    cpu_offload: bool = False,
+    compile: bool = False,
+) -> Opened:
+    """Load a model, the shipped one if ``model`` is ``None``, and prepare it as the options say."""
+    from ..device import default_dtype, device_info
+    from ..pipelines.demo import DEFAULTS, DEMO_DIR
+    from ..pipelines.load import check_model, compile_transformers, load_pipeline, parse_dtype
+
+    if model == "":
+        raise ConfigError("--model is empty; give a pipeline's folder or a hub id, or leave it out")
+    if not sys.stderr.isatty():
+        _without_loading_bars()
+    name = check_model(DEMO_DIR if model is None else model)
+    is_demo = Path(name).resolve() == Path(DEMO_DIR).resolve()
+    where = _device(device_info().default_device if device is None else device)
+    kind = parse_dtype(dtype) if dtype is not None else default_dtype(where)
+    pipe = load_pipeline(name, dtype=kind, device=where, loras=lora or (), cpu_offload=cpu_offload)
+    if compile:
+        compile_transformers(pipe)
+    defaults = dict(DEFAULTS) if is_demo else {}
+    fps = float(defaults.pop("fps", 16))
+    return Opened(pipe, "demo" if is_demo else name, defaults, fps)
+
+
+def call_arguments(opened: Opened, given: Mapping[str, Any], extra: Sequence[str] | None) -> dict[str, Any]:
+    """The model's defaults, overridden by what the user gave (``None`` = not given) and by NAME=VALUE texts."""
+    arguments = {name: value for name, value in given.items() if value is not None}
+    for text in extra or ():
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--arg is {text!r}; give NAME=VALUE, for example max_sequence_length=256")
+        if name in arguments:
+            raise ConfigError(f"{name} is given twice; leave out one")
+        try:
+            arguments[name] = json.loads(value)
+        except json.JSONDecodeError:
+            arguments[name] = value  # plain text needs no quotes
+    return {**opened.defaults, **arguments}
+
+
+def machine() -> dict[str, Any]:
+    """What decides the figures: versions and hardware, JSON-able."""
+    from ..device import device_info
+
+    found = device_info().to_dict()
+    return {name: found[name] for name in ("vidaccel", "python", "packages", "cpu", "cores", "gpus")}
+
+
+def read_image(path: Path | None) -> Any:
+    """The picture at ``path`` as PIL image, or ``None``."""
+    if path is None:
+        return None
+    from PIL import Image as PILImage
+    from PIL import UnidentifiedImageError
+
+    try:
+        return PILImage.open(path).convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise ConfigError(f"the image {path} cannot be read: {error}") from error
+
+
+def _without_loading_bars() -> None:
+    """Keeps the bars of diffusers and transformers out of logs."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the device {name!r} cannot be used: {reason}; see vidaccel doctor") from error
+    return device

@@ -1,0 +1,111 @@
+"""The signature that every attention kernel shares, and what it may assume about its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from ..blockmask import BlockMask
+from ..errors import KernelError, LayoutError
+from ..layout import TokenLayout
+from ..types import Precision
+
+__all__ = ["AttentionResult", "Kernel", "KernelRequest", "check_inputs"]
+
+#: What a kernel returns: the output, or with ``return_lse=True`` the output and its log-sum-exp.
+AttentionResult = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class KernelRequest:
+    """What a kernel needs to know to say whether it can run.
+
+    Args:
+        device: device type, as ``torch.device.type`` writes it ("cpu", "cuda", ...).
+        dtype: dtype of q, k and v.
+        head_dim: D, channels of one head.
+        precision: how QK^T and PV are to be computed.
+        tail: whether skipped blocks are to be summarised by the pooled tail.
+        return_lse: whether the log-sum-exp is wanted.
+    """
+
+    device: str
+    dtype: torch.dtype
+    head_dim: int
+    precision: Precision
+    tail: bool = False
+    return_lse: bool = False
+
+    @staticmethod
+    def of(q: torch.Tensor, precision: Precision, *, tail: bool = False, return_lse: bool = False) -> KernelRequest:
+        """The request that a call with this q [B,S,H,D] makes."""
+        return KernelRequest(q.device.type, q.dtype, q.shape[-1], precision, tail, return_lse)
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """Block-sparse attention in one implementation.
+
+    q, k and v are [B,S,H,D] in layout order, with any strides; ``mask`` broadcasts to [B,H,NB,NB]. The output is
+    [B,S,H,D] in q's dtype. The LSE is float32 [B,H,S]: the natural logarithm of the summed exponentials of the
+    scaled scores, as they were before any smoothing; it counts the tail when ``tail=True``.
+
+    ``scale`` multiplies q k^T and is 1/sqrt(D) by default. With ``tail=True`` each query also attends the means of
+    the blocks it skips: logits ``scale * q.kmean_j + log n_j`` for a block of n_j tokens, values ``vmean_j``, one
+    softmax over both.
+    """
+
+    @property
+    def name(self) -> str:
+        """How plans, reports and the ``kernel=`` argument call it."""
+
+    def why_not(self, request: KernelRequest) -> str | None:
+        """Why the kernel cannot run this request, or ``None`` if it can."""
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layout: TokenLayout,
+        mask: BlockMask,
+        *,
+        scale: float | None = None,
+        precision: Precision = ...,
+        tail: bool = False,
+        return_lse: bool = False,
+    ) -> AttentionResult:
+        """Attention of q over the blocks of k and v that ``mask`` keeps."""
+
+
+def check_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: TokenLayout, mask: BlockMask) -> None:
+    """Checks what every kernel assumes.
+
+    Raises:
+        LayoutError: if q, k and v are not three [B,S,H,D] tensors of one shape, if S is not the layout's length, or
+            if the mask does not broadcast to [B,H,NB,NB].
+        KernelError: if q, k and v differ in dtype or device.
+    """
+    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
+        raise LayoutError(
+            f"q, k and v are {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}; self-attention needs three"
+            " [B,S,H,D] tensors of one shape"
+        )
+    if len({q.dtype, k.dtype, v.dtype}) > 1 or len({q.device, k.device, v.device}) > 1:
+        raise KernelError(
+            f"q, k and v are {q.dtype} on {q.device}, {k.dtype} on {k.device} and {v.dtype} on {v.device}; convert"
+            " them to one dtype and device"
+        )
+    batch, tokens, heads, _ = q.shape
+    if tokens != layout.tokens:
+        raise LayoutError(
+            f"q has {tokens} tokens, but {layout!r} has {layout.tokens}; use the layout of this video's grid"
+        )
+    mask.check(layout)
+    if mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, heads):
+        raise LayoutError(
+            f"a block mask of {mask.shape[0]}x{mask.shape[1]} (batch x heads) does not fit q of {batch}x{heads};"
+            " each must be 1 or the same"
+        )

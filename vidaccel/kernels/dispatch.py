@@ -1,0 +1,98 @@
+"""Which kernel runs a request, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..blockmask import BlockMask
+from ..errors import KernelError
+from ..layout import TokenLayout
+from ..types import PRECISIONS, Precision
+from . import reference, torch_sparse
+from .contract import AttentionResult, Kernel, KernelRequest
+
+__all__ = ["FunctionKernel", "kernels", "select", "why_not_table"]
+
+
+@dataclass(frozen=True)
+class FunctionKernel:
+    """A kernel made of the two functions of its module.
+
+    Args:
+        name: how plans, reports and the ``kernel=`` argument call it.
+        function: the module's ``block_sparse_attention``.
+        reason: the module's ``why_not``.
+    """
+
+    name: str
+    function: Callable[..., AttentionResult]
+    reason: Callable[[KernelRequest], str | None]
+
+    def why_not(self, request: KernelRequest) -> str | None:
+        """Why the kernel cannot run this request, or ``None`` if it can."""
+        return self.reason(request)
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layout: TokenLayout,
+        mask: BlockMask,
+        *,
+        scale: float | None = None,
+        precision: Precision = PRECISIONS["native"],
+        tail: bool = False,
+        return_lse: bool = False,
+    ) -> AttentionResult:
+        """Attention of q over the blocks of k and v that ``mask`` keeps, as :class:`.contract.Kernel` has it."""
+        return self.function(q, k, v, layout, mask, scale=scale, precision=precision, tail=tail, return_lse=return_lse)
+
+
+#: In order of preference: one line registers a kernel.
+_KERNELS: tuple[Kernel, ...] = (
+    FunctionKernel("torch-sparse", torch_sparse.block_sparse_attention, torch_sparse.why_not),
+)
+
+#: Runs only when asked for by name: it is exact and far slower than dense.
+_ORACLE: Kernel = FunctionKernel("reference", reference.block_sparse_attention, reference.why_not)
+
+
+def kernels() -> tuple[Kernel, ...]:
+    """Every kernel, the preferred one first; the oracle comes last and is only run when asked for by name."""
+    return (*_KERNELS, _ORACLE)
+
+
+def why_not_table(request: KernelRequest) -> dict[str, str | None]:
+    """For each kernel by name, why it cannot run the request, or ``None`` if it can."""
+    return {kernel.name: kernel.why_not(request) for kernel in kernels()}
+
+
+def select(request: KernelRequest, prefer: str | None = None) -> Kernel:
+    """The first kernel that can run the request.
+
+    Args:
+        prefer: the one kernel to use, by name, or ``None`` for the fastest.
+
+    Raises:
+        KernelError: if ``prefer`` is not a kernel, or if no kernel can run the request; says each one's reason.
+    """
+    candidates = _KERNELS
+    if prefer is not None:
+        candidates = tuple(kernel for kernel in kernels() if kernel.name == prefer)
+        if not candidates:
+            valid = ", ".join(kernel.name for kernel in kernels())
+            raise KernelError(f"there is no kernel {prefer!r}; valid are {valid}")
+    reasons = []
+    for kernel in candidates:
+        reason = kernel.why_not(request)
+        if reason is None:
+            return kernel
+        reasons.append(f"{kernel.name}: {reason}")
+    raise KernelError(
+        f"no kernel runs precision {request.precision.name!r} for {request.dtype} on {request.device}"
+        f" ({'; '.join(reasons)})"
+    )

@@ -1,0 +1,155 @@
+"""The oracle: block-sparse attention as its definition reads, in float64, with every score in memory.
+
+Quantised precisions are simulated: values are rounded with exactly the scales of the real kernels
+(:mod:`.quantise`) and then multiplied exactly, so what remains between a real kernel and this one is the
+accumulation. Two things a real kernel may do otherwise: P is rounded relative to the row's final maximum here
+(a streaming kernel uses the maximum so far), and the pooled tail is computed from unrounded q, k and v.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..blockmask import BlockMask
+from ..errors import KernelError, LayoutError
+from ..layout import TokenLayout
+from ..types import PRECISIONS, Precision
+from .contract import AttentionResult, KernelRequest, check_inputs
+from .quantise import quantise, quantise_channels, quantise_weights, row_groups
+
+__all__ = ["block_sparse_attention", "why_not"]
+
+
+def why_not(request: KernelRequest) -> str | None:
+    """Why the oracle cannot run the request, or ``None``."""
+    if not request.dtype.is_floating_point:
+        return f"{request.dtype} is not a floating dtype"
+    if request.device == "mps":
+        return "mps has no float64; move the tensors to the CPU"
+    if request.device == "meta":
+        return "meta tensors hold no data to attend"
+    return None
+
+
+def block_sparse_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: TokenLayout,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    precision: Precision = PRECISIONS["native"],
+    tail: bool = False,
+    return_lse: bool = False,
+    compute_dtype: torch.dtype = torch.float64,
+    token_mask: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> AttentionResult:
+    """Attention of q over the key blocks that ``mask`` keeps; arguments as :class:`.contract.Kernel` has them.
+
+    Args:
+        compute_dtype: dtype of everything but the 8-bit roundings.
+        token_mask: boolean, broadcasts to [B,H,S,S]: token pairs to keep besides what ``mask`` says. Its rows must
+            keep a token.
+        out_dtype: dtype of the output, ``None`` for q's; ``compute_dtype`` spares the last rounding.
+
+    Returns:
+        The output [B,S,H,D] and, if asked, the LSE [B,H,S] in float32 (in float64 if ``out_dtype`` is).
+
+    Raises:
+        LayoutError: if shapes and layout do not fit together, or ``token_mask`` leaves a row empty.
+        KernelError: if :func:`why_not` has a reason.
+    """
+    check_inputs(q, k, v, layout, mask)
+    reason = why_not(KernelRequest.of(q, precision, tail=tail, return_lse=return_lse))
+    if reason:
+        raise KernelError(f"the reference cannot run this: {reason}")
+    out_dtype = q.dtype if out_dtype is None else out_dtype
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    keep = mask.token_mask(layout).to(q.device)
+    if token_mask is not None:
+        keep = keep & token_mask
+        if not keep.any(-1).all():
+            raise LayoutError("token_mask leaves a query row without any key; keep at least one")
+    q, k, v = (x.transpose(1, 2).to(compute_dtype) for x in (q, k, v))
+
+    scores = _scores(q, k, layout, precision, scale).masked_fill(~keep, -math.inf)
+    top = scores.amax(-1, keepdim=True)
+    weights = (scores - top).exp()
+    total = weights.sum(-1, keepdim=True)
+    out = _weighted_values(weights, v, precision, total)
+    # K smoothing changed every score of a row by the same amount: the LSE takes it back
+    lse = (top + total.log()).squeeze(-1) + _smoothed_away(q, k, precision, scale)
+    if tail:
+        out, lse = _with_tail(out, lse, q, k, v, layout, mask, scale)
+    out = out.transpose(1, 2).to(out_dtype)
+    return (out, lse.to(torch.float64 if out_dtype == torch.float64 else torch.float32)) if return_lse else out
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout, precision: Precision, scale: float) -> torch.Tensor:
+    """scale * q k^T [B,H,S,S] as the precision computes it, shifted per row if it smooths K."""
+    if precision.qk == "native":
+        return q @ k.mT * scale
+    dtype = q.dtype
+    q, k = q.float(), k.float()  # kernels smooth and round from float32
+    if precision.smooth_k:
+        k = k - k.mean(-2, keepdim=True)
+    extra: torch.Tensor | float = 0.0
+    if precision.smooth_q:
+        # q = q_mean + rest: only the rest is rounded, and the mean's part of the scores is added unrounded
+        q_mean = _block_mean_rows(q, layout)
+        extra = q_mean.to(dtype) @ k.to(dtype).mT * scale
+        q = q - q_mean
+    groups = row_groups(layout, precision.granularity)
+    q, k = (quantise(x, groups, precision.qk).dequantise(dtype) for x in (q, k))
+    return q @ k.mT * scale + extra
+
+
+def _smoothed_away(q: torch.Tensor, k: torch.Tensor, precision: Precision, scale: float) -> torch.Tensor:
+    """What K smoothing took from every score of a row: scale * q.k_mean, [B,H,S]."""
+    if not precision.smooth_k:
+        return torch.zeros_like(q[..., 0])
+    k_mean = k.float().mean(-2, keepdim=True).to(q.dtype)
+    return (q * k_mean).sum(-1) * scale
+
+
+def _weighted_values(weights: torch.Tensor, v: torch.Tensor, precision: Precision, total: torch.Tensor) -> torch.Tensor:
+    """weights @ v / total [B,H,S,D]; ``total`` is the sum of the unrounded weights."""
+    if precision.pv == "native":
+        return weights @ v / total
+    dtype = v.dtype
+    rest = v.float()
+    v_mean = rest.mean(-2, keepdim=True) if precision.smooth_v else torch.zeros_like(rest[..., :1, :])
+    rest = quantise_channels(rest - v_mean).dequantise(dtype)
+    return quantise_weights(weights).dequantise(dtype) @ rest / total + v_mean.to(dtype)
+
+
+def _block_mean_rows(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """Each row replaced by the mean of its block, [B,H,S,D]."""
+    return torch.cat(
+        [part.mean(-2, keepdim=True).expand_as(part) for part in x.split(layout.block_sizes.tolist(), dim=-2)], dim=-2
+    )
+
+
+def _with_tail(
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: TokenLayout,
+    mask: BlockMask,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One softmax over the exact part, taken as a single key of logit ``lse`` and value ``out``, and the means."""
+    sizes = layout.block_sizes.tolist()
+    k_means, v_means = (torch.stack([p.mean(-2) for p in x.split(sizes, dim=-2)], dim=-2) for x in (k, v))
+    log_sizes = layout.block_sizes.to(device=q.device, dtype=q.dtype).log()
+    kept = mask.dense.to(q.device)[:, :, layout.block_of_token.to(q.device)]
+    logits = (q @ k_means.mT * scale + log_sizes).masked_fill(kept, -math.inf)
+    logits = torch.cat([lse.unsqueeze(-1), logits], dim=-1)
+    weights = logits.softmax(-1)
+    return weights[..., :1] * out + weights[..., 1:] @ v_means, logits.logsumexp(-1)

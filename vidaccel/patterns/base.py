@@ -1,0 +1,132 @@
+"""What every pattern is: a rule over video tokens, rounded out to the blocks of a layout."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+
+from ..layout import TokenLayout
+from ..types import TileShape
+from .pairs import TokenRule, block_pair_sizes, count_pairs, count_union
+from .params import check_coverage
+
+__all__ = ["CoveragePattern", "Pattern"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pattern(ABC):
+    """A rule that says which blocks of the video each block attends.
+
+    A subclass is a frozen dataclass, made with ``eq=False``, that gives :attr:`name`, :meth:`rules` and
+    :meth:`resolved`. A block pair is kept as soon as the rule keeps one of its token pairs, so rounding only ever adds.
+    The returned tensors are cached per (pattern, layout): do not write into them.
+    """
+
+    name: ClassVar[str]
+    #: Whether the blocks depend on q and k, so that they are chosen at run time.
+    dynamic: ClassVar[bool] = False
+
+    def __eq__(self, other: object) -> bool:
+        # by repr, because 1 == 1.0 in Python while a window of 1 is one tile and a window of 1.0 the whole axis
+        return isinstance(other, Pattern) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    @abstractmethod
+    def rules(self, layout: TokenLayout) -> tuple[TokenRule, ...]:
+        """The token pairs of the formula itself, as rules whose union is the pattern."""
+
+    @abstractmethod
+    def resolved(self, layout: TokenLayout) -> str:
+        """The pattern's parameters as they come out on this layout, for reports."""
+
+    def select(self, layout: TokenLayout) -> torch.Tensor:
+        """Pairs of video blocks that the pattern keeps, bool [NV, NV], not cached and without the forced diagonal."""
+        kept = [count_pairs(layout, rule) > 0 for rule in self.rules(layout)]
+        return torch.stack(kept).any(0)
+
+    def video_blocks(self, layout: TokenLayout) -> torch.Tensor:
+        """Kept pairs of video blocks in block order, bool [NV, NV] on the CPU; the diagonal is always kept."""
+        return _video_blocks(self, layout)
+
+    def blocks(self, layout: TokenLayout) -> torch.Tensor:
+        """Kept block pairs of the whole sequence, bool [NB, NB] on the CPU.
+
+        Every query keeps every text key, and text queries keep everything.
+        """
+        return _all_blocks(self, layout)
+
+    def exact_density(self, layout: TokenLayout) -> float:
+        """Share of the video's token pairs that the formula itself keeps, before rounding to blocks."""
+        return _exact_pairs(self, layout) / layout.grid.tokens**2
+
+    def density(self, layout: TokenLayout) -> float:
+        """Share of the video's token pairs that the kept blocks hold; text is not counted."""
+        return _kept_pairs(self, layout) / layout.grid.tokens**2
+
+    def rounding(self, layout: TokenLayout) -> float:
+        """Kept token pairs after rounding to blocks over those of the formula: at least 1 where rounding only adds."""
+        return _kept_pairs(self, layout) / max(1, _exact_pairs(self, layout))
+
+    def describe(self, layout: TokenLayout) -> str:
+        """One line: name, window on this layout, and what of all token pairs stays."""
+        return (
+            f"{self.name}, {self.resolved(layout)}: keeps {self.exact_density(layout):.1%} of the video's token pairs,"
+            f" {self.density(layout):.1%} after rounding to {layout.tile_shape} blocks (x{self.rounding(layout):.2f})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CoveragePattern(Pattern):
+    """A pattern over tokens that may drop blocks it hardly touches.
+
+    Args:
+        min_coverage: share of a block's token pairs that the rule must exceed for the block to be kept; 0 keeps a
+            block as soon as the rule keeps one of its pairs. Above 0, pairs of the rule itself may be dropped.
+
+    Raises:
+        ConfigError: unless 0 <= min_coverage < 1.
+    """
+
+    min_coverage: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_coverage(self.name, self.min_coverage)
+
+    def select(self, layout: TokenLayout) -> torch.Tensor:
+        """Pairs of video blocks covered by more than ``min_coverage``, bool [NV, NV]."""
+        if self.min_coverage == 0:
+            return super().select(layout)
+        pairs = count_union(layout, self.rules(layout))
+        return pairs.double() > self.min_coverage * block_pair_sizes(layout).double()
+
+
+@lru_cache(maxsize=64)
+def _video_blocks(pattern: Pattern, layout: TokenLayout) -> torch.Tensor:
+    keep = pattern.select(layout)
+    keep.fill_diagonal_(True)
+    return keep
+
+
+@lru_cache(maxsize=64)
+def _all_blocks(pattern: Pattern, layout: TokenLayout) -> torch.Tensor:
+    keep = torch.ones(layout.num_blocks, layout.num_blocks, dtype=torch.bool)
+    keep[layout.video_blocks, layout.video_blocks] = pattern.video_blocks(layout)
+    return keep
+
+
+@lru_cache(maxsize=256)
+def _exact_pairs(pattern: Pattern, layout: TokenLayout) -> int:
+    # the total does not depend on the blocks, and one block for the whole video is the cheapest to count
+    whole = TokenLayout.of(layout.grid, TileShape(*layout.grid))
+    return int(count_union(whole, pattern.rules(layout)))
+
+
+@lru_cache(maxsize=256)
+def _kept_pairs(pattern: Pattern, layout: TokenLayout) -> int:
+    return int(block_pair_sizes(layout)[pattern.video_blocks(layout)].sum())

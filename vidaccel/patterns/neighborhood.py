@@ -1,0 +1,93 @@
+"""Generalised neighborhood attention (GNA): a window of tokens with stride and dilation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from ..errors import ConfigError
+from ..layout import TokenLayout
+from .base import CoveragePattern
+from .pairs import TokenRule
+from .params import Extent, Extents, check_extents, resolve, spell
+from .registry import register
+
+__all__ = ["Neighborhood"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Neighborhood(CoveragePattern):
+    """Each token attends the window around the leader of its stride group.
+
+    Along an axis, among the X tokens of one dilation residue: leader = min((q//s)*s + s//2, X-1), centre =
+    clamp(leader, w//2, X-1-(w//2 + w%2 - 1)), kept from centre - w//2 to centre + w//2 + w%2 - 1. Stride 1 is
+    neighborhood attention, stride = window blocked attention, and strides that fit the tiles need no rounding.
+    Source: NATTEN.
+
+    Args:
+        window: tokens along (frames, height, width), counted within a dilation residue; whole numbers, or fractions
+            of the axis. A window longer than the axis is the axis.
+        stride: queries that share a window, per axis, at most the window; or ``"tile"``, the layout's tile (cut to
+            the window).
+        dilation: distance of neighboring window tokens, per axis.
+        min_coverage: see :class:`CoveragePattern`.
+
+    Raises:
+        ConfigError: if a number is out of range, or a stride is larger than a whole-number window.
+    """
+
+    name: ClassVar[str] = "neighborhood"
+
+    window: Extents
+    stride: tuple[int, int, int] | Literal["tile"] = (1, 1, 1)
+    dilation: tuple[int, int, int] = (1, 1, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("window", "dilation") if self.stride == "tile" else ("window", "stride", "dilation"):
+            extents = check_extents(self.name, field, getattr(self, field))
+            if field != "window" and not all(isinstance(e, int) for e in extents):
+                raise ConfigError(f"{self.name}: {field} is {extents}; give three whole numbers of at least 1")
+            object.__setattr__(self, field, extents)
+        if self.stride != "tile":
+            for w, s in zip(self.window, self.stride, strict=True):
+                if isinstance(w, int) and s > w:
+                    raise ConfigError(
+                        f"{self.name}: stride {spell(self.stride)} is larger than window {spell(self.window)}; give"
+                        " at most the window, or queries would miss their own neighborhood"
+                    )
+
+    def rules(self, layout: TokenLayout) -> tuple[TokenRule, ...]:
+        """One rule: the window along each axis."""
+        stride = tuple(layout.tile_shape) if self.stride == "tile" else self.stride
+        settings = zip(layout.grid, self.window, stride, self.dilation, strict=True)
+        return (TokenRule.axes(layout.grid, *(_window(n, w, s, d) for n, w, s, d in settings)),)
+
+    def resolved(self, layout: TokenLayout) -> str:
+        """Window in tokens, stride and dilation."""
+        axes = zip(self.window, layout.grid, self.dilation, strict=True)
+        tokens = [resolve(w, -(-n // min(d, n))) for w, n, d in axes]
+        stride = tuple(layout.tile_shape) if self.stride == "tile" else self.stride
+        text = f"window {spell(tokens)} of {layout.grid} tokens"
+        text += f", stride {spell([min(s, w) for s, w in zip(stride, tokens, strict=True)])}"
+        return text + (f", dilation {spell(self.dilation)}" if max(self.dilation) > 1 else "")
+
+
+def _window(axis: int, window: Extent, stride: int, dilation: int) -> torch.Tensor:
+    """Kept pairs of positions along one axis, bool [axis, axis]."""
+    keep = torch.zeros(axis, axis, dtype=torch.bool)
+    for residue in range(min(dilation, axis)):
+        members = torch.arange(residue, axis, dilation)
+        count = len(members)
+        w = resolve(window, count)
+        s = min(stride, w)
+        position = torch.arange(count)
+        leader = torch.clamp(position // s * s + s // 2, max=count - 1)
+        before, after = w // 2, w // 2 + w % 2 - 1
+        centre = leader.clamp(before, count - 1 - after)
+        kept = (position >= centre[:, None] - before) & (position <= centre[:, None] + after)
+        keep[members[:, None], members[None, :]] = kept
+    return keep

@@ -1,0 +1,237 @@
+"""Run a pipeline once for one prompt: frames, seconds by stage, and the settings that reproduce them."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from .video import Frames, to_frames
+
+__all__ = ["STAGES", "Generation", "Request", "accepted_arguments", "generate", "num_steps", "unknown_words"]
+
+#: What the seconds of a run are divided into: ``text`` encoding, ``denoise`` (transformer and scheduler), ``decode``
+#: (VAE), and ``other`` (everything between and around them).
+STAGES = ("text", "denoise", "decode", "other")
+
+_OURS = ("prompt", "generator", "output_type", "return_dict")  # arguments that `generate` itself gives
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate.
+
+    Args:
+        prompt: the text.
+        seed: of the starting noise; it is drawn on the CPU, so it is the same on every device.
+        arguments: everything else for the pipeline's call, under its own names.
+    """
+
+    prompt: str
+    seed: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came out.
+
+    Args:
+        frames: [T, H, W, 3] uint8.
+        seconds: wall clock by `STAGES`, and ``total``.
+        settings: everything that reproduces the run, JSON-able.
+    """
+
+    frames: Frames
+    seconds: dict[str, float]
+    settings: dict[str, Any]
+
+
+def generate(pipe: Any, request: Request) -> Generation:
+    """Run ``pipe`` for one request; nothing of the pipeline is changed afterwards.
+
+    Raises:
+        ConfigError: the pipeline does not accept an argument or its value, or does not return a video.
+    """
+    arguments = dict(request.arguments)
+    accepted = accepted_arguments(pipe)
+    unknown = sorted(set(arguments) - set(accepted))
+    if unknown:
+        raise ConfigError(
+            f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(sorted(accepted))}"
+        )
+    fixed: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(request.seed), "output_type": "np"}
+    clock = _StageClock(_device(pipe))
+    with _watched(pipe, clock), _own_complaints(pipe), _without_rounding_by_one():
+        output = pipe(prompt=request.prompt, **fixed, **arguments)
+    seconds = clock.stop()
+    videos = getattr(output, "frames", None)
+    if videos is None:
+        raise ConfigError(f"{type(pipe).__name__} returned no frames; give a pipeline that makes videos")
+    frames = to_frames(videos[0])
+    settings = {
+        "pipeline": type(pipe).__name__,
+        "device": str(_device(pipe)),
+        "dtype": _dtype(pipe),
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "arguments": {name: _jsonable(value) for name, value in arguments.items()},
+        "frames": dict(zip(("count", "height", "width"), frames.shape[:3], strict=True)),
+    }
+    return Generation(frames, seconds, settings)
+
+
+def accepted_arguments(pipe: Any) -> dict[str, Any]:
+    """Names and defaults of what the pipeline's call takes beyond what `generate` gives itself."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    return {name: p.default for name, p in parameters.items() if name != "self" and name not in _OURS}
+
+
+def num_steps(pipe: Any, request: Request) -> int | None:
+    """Denoising steps of a request, or ``None`` for a pipeline that does not say."""
+    steps = request.arguments.get("num_inference_steps", accepted_arguments(pipe).get("num_inference_steps"))
+    return steps if isinstance(steps, int) else None
+
+
+def unknown_words(pipe: Any, prompt: str) -> list[str]:
+    """A sentence that names the words the tokenizer does not know, if there are any (small vocabularies)."""
+    tokenizer = getattr(pipe, "tokenizer", None)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if tokenizer is None or unknown is None:
+        return []
+    words = [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+    return [f"the model does not know the words: {', '.join(words)}"] if words else []
+
+
+class _StageClock:
+    """Divides wall clock time among stages; waits for the device only where the stage changes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._stage = "other"
+        self._since = self._now()
+
+    def _now(self) -> float:
+        if self._device.type in ("cuda", "mps", "xpu"):
+            getattr(torch, self._device.type).synchronize()
+        return time.perf_counter()
+
+    def enter(self, stage: str) -> None:
+        """From now on time belongs to ``stage``."""
+        if stage != self._stage:
+            now = self._now()
+            self._seconds[self._stage] += now - self._since
+            self._stage, self._since = stage, now
+
+    def stop(self) -> dict[str, float]:
+        """Seconds by stage and in total."""
+        self._seconds[self._stage] += self._now() - self._since
+        return {**self._seconds, "total": sum(self._seconds.values())}
+
+
+@contextmanager
+def _watched(pipe: Any, clock: _StageClock) -> Iterator[None]:
+    """Tells ``clock`` the stages: hooks on text encoders and transformers, and a wrapped ``vae.decode``.
+
+    Denoising lasts from a transformer's first call to the decoding, so the scheduler between the calls is in it.
+    """
+    with ExitStack() as undo:
+        for name, module in getattr(pipe, "components", {}).items():
+            if not isinstance(module, nn.Module):
+                continue
+            if name.startswith("text_encoder"):
+                undo.callback(module.register_forward_pre_hook(lambda *_: clock.enter("text")).remove)
+                undo.callback(module.register_forward_hook(lambda *_: clock.enter("other")).remove)
+            elif name.startswith("transformer"):
+                undo.callback(module.register_forward_pre_hook(lambda *_: clock.enter("denoise")).remove)
+        vae = getattr(pipe, "vae", None)
+        if vae is not None:
+            undo.enter_context(_around(vae, "decode", lambda run: _in_stage(clock, "decode", run)))
+        yield
+
+
+def _in_stage(clock: _StageClock, stage: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        clock.enter(stage)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            clock.enter("other")
+
+    return timed
+
+
+@contextmanager
+def _own_complaints(pipe: Any) -> Iterator[None]:
+    """Turns what the pipeline itself says about its inputs into a `ConfigError`; other errors are bugs and stay."""
+
+    def explained(check: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return check(*args, **kwargs)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{type(pipe).__name__} refuses its inputs: {error}") from error
+
+        return checked
+
+    if not hasattr(pipe, "check_inputs"):
+        yield
+        return
+    with _around(pipe, "check_inputs", explained):
+        yield
+
+
+@contextmanager
+def _around(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Replaces the method ``name`` of this one object while the block runs, and puts back exactly what was there."""
+    own = vars(owner).get(name)
+    setattr(owner, name, wrap(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+@contextmanager
+def _without_rounding_by_one() -> Iterator[None]:
+    """Keeps back a warning of diffusers that is never true: that frames must be "divisible by 1"."""
+
+    def true(record: logging.LogRecord) -> bool:
+        return "has to be divisible by 1." not in record.getMessage()
+
+    logger = logging.getLogger("diffusers.pipelines.wan.pipeline_wan")
+    logger.addFilter(true)
+    try:
+        yield
+    finally:
+        logger.removeFilter(true)
+
+
+def _device(pipe: Any) -> torch.device:
+    """Where the pipeline computes, offloaded or not."""
+    return torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
+
+
+def _dtype(pipe: Any) -> str:
+    part = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
+    return str(getattr(part, "dtype", getattr(pipe, "dtype", "unknown"))).removeprefix("torch.")
+
+
+def _jsonable(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return f"<{type(value).__name__}>"

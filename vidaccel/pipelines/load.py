@@ -1,0 +1,149 @@
+"""Load a diffusers pipeline from a folder or the hub, with errors a person can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+
+__all__ = ["DTYPES", "check_model", "compile_transformers", "load_pipeline", "parse_dtype"]
+
+#: What a dtype may be called.
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype of that name.
+
+    Raises:
+        ConfigError: there is none; the message lists the names.
+    """
+    if name not in DTYPES:
+        raise ConfigError(f"dtype is {name!r}; valid are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def check_model(model: str | os.PathLike[str]) -> str:
+    """``model`` as text, if it is a pipeline's folder or looks like a hub id; touches neither weights nor network.
+
+    Raises:
+        ConfigError: a folder that is missing or holds no pipeline, or a pipeline that this diffusers does not know.
+    """
+    text = os.fspath(model)
+    folder = Path(text)
+    if not folder.exists():
+        parts = text.split("/")
+        if len(parts) == 2 and all(part and not part.startswith((".", "~")) for part in parts):
+            return text
+        raise ConfigError(
+            f"there is no model folder {text}; give a folder written by save_pretrained, or a hub id of the form"
+            " owner/name"
+        )
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ConfigError(f"{text} is not a diffusers pipeline: it has no model_index.json; give a pipeline's folder")
+    try:
+        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigError(f"{index} cannot be read as a pipeline's index ({error}); save the pipeline again") from error
+    import diffusers
+
+    if not isinstance(name, str) or not hasattr(diffusers, name):
+        raise ConfigError(
+            f"{text} holds a {name}, which diffusers {diffusers.__version__} does not know; update diffusers"
+        )
+    return text
+
+
+def load_pipeline(
+    model: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    loras: Sequence[str] = (),
+    cpu_offload: bool = False,
+) -> Any:
+    """The pipeline of ``model``, on ``device``. Weights are read from safetensors files only: no code is executed.
+
+    Args:
+        model: folder written by ``save_pretrained``, or a hub id.
+        loras: LoRA weights to load, files or hub ids; all are active with weight 1.
+        cpu_offload: keep each part on ``device`` only while it computes.
+
+    Raises:
+        ConfigError: the model or a LoRA cannot be loaded, or ``cpu_offload`` has no accelerator to offload from.
+    """
+    from diffusers.pipelines import pipeline_utils
+
+    name = check_model(model)
+    if cpu_offload and device.type == "cpu":
+        raise ConfigError("cpu offload keeps weights off an accelerator, and the device is the CPU; leave it out")
+    # newer diffusers call the argument dtype and warn about its old name, older ones know only that
+    keyword = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
+    try:
+        pipe = pipeline_utils.DiffusionPipeline.from_pretrained(name, use_safetensors=True, **{keyword: dtype})
+    except _LOADING_ERRORS as error:
+        raise ConfigError(f"{name} could not be loaded: {_first_line(error)}") from error
+    for number, lora in enumerate(loras):
+        _load_lora(pipe, lora, f"lora_{number}")
+    if len(loras) > 1:
+        pipe.set_adapters([f"lora_{number}" for number in range(len(loras))])
+    if cpu_offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def compile_transformers(pipe: Any) -> None:
+    """``torch.compile`` the repeated blocks of every transformer, each as one full graph; compiled at first use.
+
+    Raises:
+        ConfigError: a transformer does not say which of its blocks repeat.
+    """
+    for name, part in pipe.components.items():
+        if not name.startswith("transformer") or part is None:
+            continue
+        if not getattr(part, "_repeated_blocks", None):
+            raise ConfigError(f"diffusers does not say which blocks of {type(part).__name__} repeat; leave out compile")
+        part.compile_repeated_blocks(fullgraph=True)
+
+
+# What a missing, truncated or foreign checkpoint raises: OSError (hub, files), ValueError (index), and of safetensors
+# and torch a RuntimeError or their own exceptions.
+def _loading_errors() -> tuple[type[Exception], ...]:
+    from safetensors import SafetensorError
+
+    return (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError, SafetensorError)
+
+
+_LOADING_ERRORS = _loading_errors()
+
+
+def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ConfigError(f"{type(pipe).__name__} cannot take LoRA weights; leave out --lora")
+    looks_local = lora.endswith(".safetensors") or lora.startswith((".", "/", "~")) or lora.count("/") != 1
+    if looks_local and not Path(lora).exists():
+        raise ConfigError(f"there is no LoRA {lora}; give a .safetensors file or a hub id of the form owner/name")
+    try:
+        pipe.load_lora_weights(lora, adapter_name=adapter, use_safetensors=True)
+    except _LOADING_ERRORS as error:
+        raise ConfigError(f"the LoRA {lora} could not be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

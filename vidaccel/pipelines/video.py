@@ -1,0 +1,102 @@
+"""Frames as one array, [T, H, W, 3] uint8, and as an H.264 file that browsers play."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, OutputError, VidaccelError
+from ..files import atomic_path
+
+__all__ = ["Frames", "check_video_path", "even_size_note", "to_frames", "write_video"]
+
+#: A video: [T, H, W, 3], uint8, RGB.
+Frames = NDArray[np.uint8]
+
+_CRF = 16  # x264's constant quality: visually lossless, so that the file does not hide what a plan changed
+
+
+def check_video_path(path: Path) -> Path:
+    """``path`` if it names an .mp4 file, the one format written here.
+
+    Raises:
+        OutputError: for another suffix.
+    """
+    if path.suffix.lower() != ".mp4":
+        raise OutputError(
+            f"the output {path} does not end in .mp4, the format vidaccel writes; name it {path.stem}.mp4"
+        )
+    return path
+
+
+def to_frames(video: Any) -> Frames:
+    """One video of a pipeline's output as `Frames`.
+
+    Args:
+        video: floats in [0, 1] or uint8, [T, H, W, 3]; or a list of PIL images.
+
+    Raises:
+        ConfigError: it is no such video.
+        VidaccelError: it holds NaN or infinite pixels, which would be written as black.
+    """
+    frames = np.asarray(video) if isinstance(video, np.ndarray) else np.stack([np.asarray(image) for image in video])
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ConfigError(f"the pipeline returned frames of shape {list(frames.shape)}; a video is [T, H, W, 3]")
+    if frames.dtype == np.uint8:
+        return frames
+    bad = int(frames.size - np.isfinite(frames).sum())
+    if bad:
+        raise VidaccelError(f"{bad} of {frames.size} pixel values are NaN or infinite; try --dtype float32")
+    return np.rint(np.clip(frames, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def even_size_note(height: int, width: int) -> str | None:
+    """What `write_video` does to frames of this size, in one sentence, or ``None`` if it leaves them as they are."""
+    if height % 2 == 0 and width % 2 == 0:
+        return None
+    return (
+        f"H.264 needs even sizes, so the {width}x{height} frames are written as {width + width % 2}x"
+        f"{height + height % 2} with the last row or column repeated"
+    )
+
+
+def write_video(path: str | Path, frames: Frames, fps: float) -> None:
+    """Write ``frames`` as an .mp4 file (H.264, yuv420p, index first), whole or not at all.
+
+    Frames of odd size get their last row or column repeated once, since H.264's 4:2:0 colour needs even sizes;
+    nothing is ever resized. `even_size_note` says so in words.
+
+    Raises:
+        OutputError: the file cannot be written, or does not end in .mp4.
+        ConfigError: ``fps`` is not positive.
+    """
+    target = check_video_path(Path(path))
+    if not fps > 0:
+        raise ConfigError(f"fps is {fps}; give a positive number of frames per second")
+    _, height, width, _ = frames.shape
+    padded = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with atomic_path(target) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary),
+            (padded.shape[2], padded.shape[1]),
+            fps=fps,
+            codec="libx264",
+            pix_fmt_in="rgb24",
+            pix_fmt_out="yuv420p",
+            quality=None,
+            macro_block_size=1,  # the default of 16 would resize
+            output_params=["-crf", str(_CRF), "-movflags", "+faststart"],
+        )
+        writer.send(None)
+        try:
+            for frame in padded:
+                writer.send(np.ascontiguousarray(frame))
+        finally:
+            writer.close()
+        # ffmpeg's own failures (a full disk) end in no file or an empty one, not in an exception
+        if not temporary.exists() or temporary.stat().st_size == 0:
+            raise OutputError(f"ffmpeg wrote nothing to {target}; is the disk full?")

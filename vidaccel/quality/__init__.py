@@ -1,0 +1,8 @@
+"""What a plan costs in quality and gains in time, measured in pairs against the same dense generation."""
+
+from __future__ import annotations
+
+from .compare import Pair, compare, measure_pair, summarise, warm_up
+from .metrics import Interval, mean_interval, psnr, ssim
+
+__all__ = ["Interval", "Pair", "compare", "mean_interval", "measure_pair", "psnr", "ssim", "summarise", "warm_up"]

@@ -1,0 +1,224 @@
+"""Dense against a plan, prompt by prompt, with the same seed: quality, seconds by stage, and two controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..configs.plan import Plan
+from ..engine.stats import Report
+from ..errors import ConfigError
+from ..pipelines.generate import Generation, Request, generate, num_steps
+from ..pipelines.patch import patch
+from ..pipelines.video import Frames
+from .metrics import mean_interval, psnr, ssim
+
+__all__ = ["DENSE_AGAIN", "ONE_STEP_FEWER", "Pair", "compare", "measure_pair", "summarise", "warm_up"]
+
+#: Names of the controls.
+DENSE_AGAIN = "dense again"
+ONE_STEP_FEWER = "dense, one step fewer"
+
+_WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt, dense and by the plan.
+
+    Args:
+        request: what both generated.
+        dense, planned: what came out.
+        psnr, ssim: of the plan's video against the dense one.
+        report: what ran sparse in the plan's run.
+        controls: PSNR and SSIM of dense runs against the dense one, by `DENSE_AGAIN` and `ONE_STEP_FEWER`.
+        dense_attention: seconds of self-attention in a dense run; ``None`` without controls, which measure it.
+    """
+
+    request: Request
+    dense: Generation
+    planned: Generation
+    psnr: float
+    ssim: float
+    report: Report
+    controls: Mapping[str, Mapping[str, float]]
+    dense_attention: float | None
+
+    @property
+    def speedup(self) -> float:
+        """Seconds of the whole dense call over those of the plan's."""
+        return self.dense.seconds["total"] / self.planned.seconds["total"]
+
+    @property
+    def denoise_speedup(self) -> float:
+        """The same for the denoising alone."""
+        return self.dense.seconds["denoise"] / self.planned.seconds["denoise"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "prompt": self.request.prompt,
+            "seed": self.request.seed,
+            "psnr": self.psnr,
+            "ssim": self.ssim,
+            "density": self.report.density,
+            "sparse_density": self.report.sparse_density,
+            "speedup": {"total": self.speedup, "denoise": self.denoise_speedup},
+            "seconds": {
+                "dense": {**self.dense.seconds, "attention": self.dense_attention},
+                "plan": {**self.planned.seconds, "attention": self.report.attention_seconds},
+            },
+            "controls": {name: dict(figures) for name, figures in self.controls.items()},
+            "report": self.report.to_dict(),
+        }
+
+
+def compare(
+    pipe: Any,
+    plan: Plan,
+    requests: Sequence[Request],
+    *,
+    controls: int | None = None,
+    repeats: int = 1,
+    **patching: Any,
+) -> Iterator[Pair]:
+    """Yields one `Pair` a request, as soon as it is measured; warm up first.
+
+    Args:
+        controls: how many of the requests get the control runs, which take two more dense runs; ``None`` = all.
+        repeats, patching: see `measure_pair`.
+    """
+    for number, request in enumerate(requests):
+        wanted = controls is None or number < controls
+        yield measure_pair(
+            pipe, plan, request, controls=wanted, repeats=repeats, plan_first=number % 2 == 1, **patching
+        )
+
+
+def measure_pair(
+    pipe: Any,
+    plan: Plan,
+    request: Request,
+    *,
+    controls: bool = True,
+    repeats: int = 1,
+    plan_first: bool = False,
+    **patching: Any,
+) -> Pair:
+    """Generate ``request`` dense and by ``plan``, and measure the difference; the pipeline is left unpatched.
+
+    Args:
+        controls: whether to make the control runs.
+        repeats: how often each is run; the fastest run of each counts, since what disturbs a run only slows it down.
+        plan_first: which begins. The two change places from repeat to repeat, so that a machine that warms up or
+            throttles favours neither.
+        patching: passed on to ``vidaccel.patch``.
+
+    Raises:
+        VidaccelError: whatever ``vidaccel.patch`` and `generate` raise.
+    """
+    dense: list[Generation] = []
+    planned: list[tuple[Generation, Report]] = []
+    for number in range(2 * repeats):
+        if (number % 4 in (1, 2)) == plan_first:  # dense, plan, plan, dense, ...
+            dense.append(generate(pipe, request))
+        else:
+            planned.append(_patched(pipe, plan, request, **patching))
+    best = min(dense, key=lambda run: run.seconds["total"])
+    best_planned, report = min(planned, key=lambda run: run[0].seconds["total"])
+    figures, attention = _controls(pipe, request, best.frames) if controls else ({}, None)
+    return Pair(
+        request=request,
+        dense=best,
+        planned=best_planned,
+        psnr=psnr(best_planned.frames, best.frames),
+        ssim=ssim(best_planned.frames, best.frames),
+        report=report,
+        controls=figures,
+        dense_attention=attention,
+    )
+
+
+def warm_up(pipe: Any, plan: Plan, request: Request, **patching: Any) -> None:
+    """One short run dense and one by the plan, so that no measured run pays for first-time work.
+
+    Two steps are enough: what is prepared once depends on shapes, not on noise levels.
+    """
+    if num_steps(pipe, request) is not None:
+        request = replace(request, arguments={**request.arguments, "num_inference_steps": _WARM_UP_STEPS})
+    generate(pipe, request)
+    _patched(pipe, plan, request, **patching)
+
+
+def _patched(pipe: Any, plan: Plan, request: Request, **patching: Any) -> tuple[Generation, Report]:
+    session = patch(pipe, plan, **patching)
+    try:
+        generation = generate(pipe, request)
+        return generation, session.report()
+    finally:
+        session.close()
+
+
+def _controls(pipe: Any, request: Request, dense: Frames) -> tuple[dict[str, dict[str, float]], float]:
+    """Quality figures of two dense runs against ``dense``, and the seconds of self-attention of the first.
+
+    The first goes through the patched code with the dense plan. It must come out bit-identical wherever the device's
+    kernels are deterministic; where it does not, that is the noise floor. The second says what a small, accepted
+    change of settings costs: a scale to read the plan's figures by.
+    """
+    again, report = _patched(pipe, Plan.dense(), request)
+    figures = {DENSE_AGAIN: _figures(again.frames, dense)}
+    steps = num_steps(pipe, request)
+    if steps is not None and steps > 1:
+        fewer = replace(request, arguments={**request.arguments, "num_inference_steps": steps - 1})
+        figures[ONE_STEP_FEWER] = _figures(generate(pipe, fewer).frames, dense)
+    return figures, report.attention_seconds
+
+
+def _figures(video: Frames, reference: Frames) -> dict[str, float]:
+    return {"psnr": psnr(video, reference), "ssim": ssim(video, reference)}
+
+
+def summarise(plan: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All figures of a comparison, JSON-able: settings once, prompts, then means with 95% confidence intervals.
+
+    Args:
+        plan: the plan's name.
+        settings: those of any of the runs, `Generation.settings`.
+        rows: `Pair.to_dict` of each pair.
+
+    Raises:
+        ConfigError: there is no pair.
+    """
+    if not rows:
+        raise ConfigError("there is nothing to compare: no prompt was given; add prompts")
+    common = {key: value for key, value in settings.items() if key not in ("prompt", "seed")}
+    return {"plan": plan, "settings": common, "prompts": list(rows), "summary": _means(rows)}
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def mean(*path: str) -> dict[str, Any]:
+        return mean_interval([figure for row in rows if (figure := _at(row, path)) is not None]).to_dict()
+
+    stages = rows[0]["seconds"]["plan"]
+    return {
+        "psnr": mean("psnr"),
+        "ssim": mean("ssim"),
+        "density": mean("density"),
+        "sparse_density": mean("sparse_density"),
+        "speedup": {part: mean("speedup", part) for part in ("total", "denoise")},
+        "seconds": {run: {stage: mean("seconds", run, stage) for stage in stages} for run in ("dense", "plan")},
+        "controls": {
+            name: {figure: mean("controls", name, figure) for figure in ("psnr", "ssim")}
+            for name in (DENSE_AGAIN, ONE_STEP_FEWER)
+            if any(name in row["controls"] for row in rows)
+        },
+    }
+
+
+def _at(row: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    value: Any = row
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
