@@ -113,7 +113,8 @@ def tiny_wan(
             transformer_2=tiny_transformer(**config) if dual else None,
             boundary_ratio=boundary_ratio if dual else None,
         )
-    pipe.to(dtype)
+    if dtype != torch.float32:
+        pipe.to(dtype)
     pipe.set_progress_bar_config(disable=True)
     if path is not None:
         pipe.save_pretrained(path)

@@ -54,7 +54,7 @@ class BlockMask:
             raise LayoutError(f"row (batch, head, block) {row} of a block mask is empty; every row keeps a block")
         if most > indices.shape[-1]:
             raise LayoutError(
-                f"a row of a block mask lists {most} key blocks, but there are {indices.shape[-1]}; list each block once"
+                f"a row of a block mask lists {most} key blocks, but there are {indices.shape[-1]}; list each once"
             )
 
     def __repr__(self) -> str:

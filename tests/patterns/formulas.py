@@ -161,8 +161,7 @@ def first_frame_sink(
 
 
 FORMULAS: dict[str, Callable[..., Mask]] = {
-    f.__name__: f
-    for f in (dense, sliding_tile, neighborhood, radial, spatial_band, temporal_band, first_frame_sink)
+    f.__name__: f for f in (dense, sliding_tile, neighborhood, radial, spatial_band, temporal_band, first_frame_sink)
 }
 
 

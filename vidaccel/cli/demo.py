@@ -48,7 +48,7 @@ def demo(
     opened.pipe.set_progress_bar_config(disable=True)
     typer.echo(f"generating {request.prompt!r}: a short warm-up, then {repeats} times dense and by the plan", err=True)
     quality.warm_up(opened.pipe, chosen, request)
-    pair = quality.measure_pair(opened.pipe, chosen, request, repeats=repeats)
+    pair = quality.measure_pair(opened.pipe, chosen, request, repeats=repeats, controls=(quality.DENSE_AGAIN,))
 
     dense_path, sheet = output.with_stem(f"{output.stem}-dense"), output.with_suffix(".png")
     write_video(output, pair.planned.frames, opened.fps)

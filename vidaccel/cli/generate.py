@@ -70,6 +70,11 @@ def generate(
     count, rows, columns, _ = made.frames.shape
     notes = [note for note in (even_size_note(rows, columns), frames_note(num_frames, count)) if note]
     notes += unknown_words(opened.pipe, text)
+    if not (chosen.is_dense or report.sparse_calls or report.fallbacks):
+        notes.append(
+            f"nothing ran sparse: {chosen.name} is dense at these noise levels, or its patterns keep all of so small"
+            " a video"
+        )
     write_video(target, made.frames, rate)
     content = {"file": target.name, "fps": rate, "plan": chosen.name, "model": opened.name, **made.settings}
     content |= {"seconds": made.seconds, "notes": notes, "report": report.to_dict(), "machine": opt.machine()}

@@ -24,6 +24,10 @@ from .models import models
 __all__ = ["app", "main"]
 
 
+# typer carries its own copy of click in newer versions, so the class is found by way of one that it exports
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+
+
 class _OneSentence(TyperGroup):
     """Turns expected errors of any command into one sentence on stderr and an exit code."""
 
@@ -35,6 +39,10 @@ class _OneSentence(TyperGroup):
                 return super().invoke(ctx)
         except VidaccelError as error:
             typer.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+        except _USAGE_ERROR as error:
+            where = getattr(error.ctx, "command_path", "vidaccel")
+            typer.echo(f"error: {error.format_message().rstrip('.')}; see {where} --help", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             typer.echo("interrupted; no output was written", err=True)
@@ -66,6 +74,7 @@ def _version(wanted: bool) -> None:
 
 
 app = typer.Typer(
+    name="vidaccel",
     cls=_OneSentence,
     no_args_is_help=True,
     add_completion=False,

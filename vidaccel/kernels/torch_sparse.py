@@ -33,7 +33,7 @@ __all__ = ["block_sparse_attention", "why_not"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 #: Bytes of one head slab of q, of k and of v: copied to head order and gathered from while still in the caches.
-_SLAB_BYTES = {"cpu": 4 << 20}
+_SLAB_BYTES = {"cpu": 2 << 20}
 _SLAB_BYTES_ELSEWHERE = 1 << 30
 
 #: Bytes of gathered keys and values per call: enough tiles to fill the cores, few enough to stay near the caches.

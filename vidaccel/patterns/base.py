@@ -123,7 +123,7 @@ def _all_blocks(pattern: Pattern, layout: TokenLayout) -> torch.Tensor:
 @lru_cache(maxsize=256)
 def _exact_pairs(pattern: Pattern, layout: TokenLayout) -> int:
     # the total does not depend on the blocks, and one block for the whole video is the cheapest to count
-    whole = TokenLayout.of(layout.grid, TileShape(*layout.grid))
+    whole = TokenLayout(layout.grid, TileShape(*layout.grid))
     return int(count_union(whole, pattern.rules(layout)))
 
 

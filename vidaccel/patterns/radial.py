@@ -76,7 +76,8 @@ class Radial(CoveragePattern):
         seen = [r for r in reaches if r >= 0]
         text = f"decay {self.decay:g}, frames up to {self.near} apart whole"
         if seen:
-            text += f", further ones within {max(seen):g} to {min(seen):g} of {area} tokens"
+            widths = " to ".join(f"{r:g}" for r in dict.fromkeys((max(seen), min(seen))))
+            text += f", further ones within {widths} of {area} tokens"
         if len(seen) < len(reaches):
             text += f", {len(reaches) - len(seen)} of {len(reaches)} distances skipped"
         return text + (", first frame kept by all" if self.first_frame else "")

@@ -25,7 +25,7 @@ class Union(Pattern):
     """Keeps what any member keeps, each rounded to blocks by its own rule.
 
     Args:
-        patterns: two to six static patterns.
+        patterns: two to six static patterns, counting the members of unions among them.
 
     Raises:
         ConfigError: if there are too few or too many members, or one is not a static pattern.
@@ -37,7 +37,7 @@ class Union(Pattern):
 
     def __post_init__(self) -> None:
         given = self.patterns
-        if not isinstance(given, list | tuple) or not 2 <= len(given) <= _MOST:
+        if not isinstance(given, list | tuple) or len(given) < 2:
             raise ConfigError(f"{self.name}: patterns is {given!r}; give a list of 2 to {_MOST} patterns")
         for member in given:
             if not isinstance(member, Pattern) or member.dynamic:
@@ -46,6 +46,12 @@ class Union(Pattern):
                     " parameters"
                 )
         object.__setattr__(self, "patterns", tuple(given))
+        if self._size > _MOST:
+            raise ConfigError(f"{self.name}: {self._size} patterns in all are united; give 2 to {_MOST}")
+
+    @property
+    def _size(self) -> int:
+        return sum(member._size if isinstance(member, Union) else 1 for member in self.patterns)
 
     def rules(self, layout: TokenLayout) -> tuple[TokenRule, ...]:
         """The members' rules."""

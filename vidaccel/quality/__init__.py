@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from .compare import Pair, compare, measure_pair, summarise, warm_up
+from .compare import CONTROLS, DENSE_AGAIN, ONE_STEP_FEWER, Pair, compare, measure_pair, summarise, warm_up
 from .metrics import Interval, mean_interval, psnr, ssim
 
-__all__ = ["Interval", "Pair", "compare", "mean_interval", "measure_pair", "psnr", "ssim", "summarise", "warm_up"]
+__all__ = [
+    "CONTROLS",
+    "DENSE_AGAIN",
+    "ONE_STEP_FEWER",
+    "Interval",
+    "Pair",
+    "compare",
+    "mean_interval",
+    "measure_pair",
+    "psnr",
+    "ssim",
+    "summarise",
+    "warm_up",
+]

@@ -14,11 +14,12 @@ from ..pipelines.patch import patch
 from ..pipelines.video import Frames
 from .metrics import mean_interval, psnr, ssim
 
-__all__ = ["DENSE_AGAIN", "ONE_STEP_FEWER", "Pair", "compare", "measure_pair", "summarise", "warm_up"]
+__all__ = ["CONTROLS", "DENSE_AGAIN", "ONE_STEP_FEWER", "Pair", "compare", "measure_pair", "summarise", "warm_up"]
 
 #: Names of the controls.
 DENSE_AGAIN = "dense again"
 ONE_STEP_FEWER = "dense, one step fewer"
+CONTROLS = (DENSE_AGAIN, ONE_STEP_FEWER)
 
 _WARM_UP_STEPS = 2
 
@@ -90,7 +91,7 @@ def compare(
         repeats, patching: see `measure_pair`.
     """
     for number, request in enumerate(requests):
-        wanted = controls is None or number < controls
+        wanted = CONTROLS if controls is None or number < controls else ()
         yield measure_pair(
             pipe, plan, request, controls=wanted, repeats=repeats, plan_first=number % 2 == 1, **patching
         )
@@ -101,7 +102,7 @@ def measure_pair(
     plan: Plan,
     request: Request,
     *,
-    controls: bool = True,
+    controls: Sequence[str] = CONTROLS,
     repeats: int = 1,
     plan_first: bool = False,
     **patching: Any,
@@ -109,7 +110,7 @@ def measure_pair(
     """Generate ``request`` dense and by ``plan``, and measure the difference; the pipeline is left unpatched.
 
     Args:
-        controls: whether to make the control runs.
+        controls: the control runs to make, of `CONTROLS`.
         repeats: how often each is run; the fastest run of each counts, since what disturbs a run only slows it down.
         plan_first: which begins. The two change places from repeat to repeat, so that a machine that warms up or
             throttles favours neither.
@@ -127,7 +128,7 @@ def measure_pair(
             planned.append(_patched(pipe, plan, request, **patching))
     best = min(dense, key=lambda run: run.seconds["total"])
     best_planned, report = min(planned, key=lambda run: run[0].seconds["total"])
-    figures, attention = _controls(pipe, request, best.frames) if controls else ({}, None)
+    figures, attention = _controls(pipe, request, best.frames, controls)
     return Pair(
         request=request,
         dense=best,
@@ -160,20 +161,26 @@ def _patched(pipe: Any, plan: Plan, request: Request, **patching: Any) -> tuple[
         session.close()
 
 
-def _controls(pipe: Any, request: Request, dense: Frames) -> tuple[dict[str, dict[str, float]], float]:
-    """Quality figures of two dense runs against ``dense``, and the seconds of self-attention of the first.
+def _controls(
+    pipe: Any, request: Request, dense: Frames, wanted: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], float | None]:
+    """Quality figures of further dense runs against ``dense``, and the seconds of self-attention in a dense run.
 
-    The first goes through the patched code with the dense plan. It must come out bit-identical wherever the device's
-    kernels are deterministic; where it does not, that is the noise floor. The second says what a small, accepted
-    change of settings costs: a scale to read the plan's figures by.
+    `DENSE_AGAIN` goes through the patched code with the dense plan. It must come out bit-identical wherever the
+    device's kernels are deterministic; where it does not, that is the noise floor. `ONE_STEP_FEWER` says what a small,
+    accepted change of settings costs: a scale to read the plan's figures by.
     """
-    again, report = _patched(pipe, Plan.dense(), request)
-    figures = {DENSE_AGAIN: _figures(again.frames, dense)}
+    figures: dict[str, dict[str, float]] = {}
+    attention = None
+    if DENSE_AGAIN in wanted:
+        again, report = _patched(pipe, Plan.dense(), request)
+        figures[DENSE_AGAIN] = _figures(again.frames, dense)
+        attention = report.attention_seconds
     steps = num_steps(pipe, request)
-    if steps is not None and steps > 1:
+    if ONE_STEP_FEWER in wanted and steps is not None and steps > 1:
         fewer = replace(request, arguments={**request.arguments, "num_inference_steps": steps - 1})
         figures[ONE_STEP_FEWER] = _figures(generate(pipe, fewer).frames, dense)
-    return figures, report.attention_seconds
+    return figures, attention
 
 
 def _figures(video: Frames, reference: Frames) -> dict[str, float]:
@@ -211,7 +218,7 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": {run: {stage: mean("seconds", run, stage) for stage in stages} for run in ("dense", "plan")},
         "controls": {
             name: {figure: mean("controls", name, figure) for figure in ("psnr", "ssim")}
-            for name in (DENSE_AGAIN, ONE_STEP_FEWER)
+            for name in CONTROLS
             if any(name in row["controls"] for row in rows)
         },
     }

@@ -38,8 +38,8 @@ def save_sheet(
 
 
 def _row(clip: Tensor, caption: str, every: int) -> NDArray[np.uint8]:
-    frames = ((clip[:, ::every].detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-    frames = frames.permute(1, 2, 3, 0).numpy()
+    pixels = ((clip[:, ::every].detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+    frames = pixels.permute(1, 2, 3, 0).numpy()
     strip = np.concatenate(
         [np.pad(frame, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for frame in frames], axis=1
     )

@@ -252,12 +252,12 @@ def train(trainer: Trainer, folder: Path, *, save_every: float = 240.0, log_ever
     folder.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not main) as bar:
-        task = bar.add_task("training", total=1.0, completed=trainer.progress)
+        task = bar.add_task("training", total=1000, completed=round(1000 * trainer.progress))
         while trainer.progress < 1:
             rate, loss, level = trainer.step()
             losses.append(loss)
             levels.append(level)
-            bar.update(task, completed=trainer.progress)
+            bar.update(task, completed=round(1000 * trainer.progress))
             if main and (trainer.steps % log_every == 0 or trainer.progress >= 1):
                 now = (trainer.steps, trainer.samples, trainer.seconds)
                 row = LogRow.of(*now, rate, torch.cat(losses), torch.cat(levels))

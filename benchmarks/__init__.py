@@ -1,0 +1,1 @@
+"""Measurements that can be repeated; each checks its results before it prints a time."""

@@ -1,0 +1,65 @@
+"""Which kernel runs, and what is said when none can."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from tests.kernels.helpers import make_layout, random_mask, random_qkv
+from vidaccel.errors import KernelError
+from vidaccel.kernels import reference, torch_sparse
+from vidaccel.kernels.contract import Kernel, KernelRequest
+from vidaccel.kernels.dispatch import kernels, select, why_not_table
+from vidaccel.types import PRECISIONS
+
+
+def request(precision: str = "native", dtype: torch.dtype = torch.float32) -> KernelRequest:
+    return KernelRequest("cpu", dtype, 64, PRECISIONS[precision])
+
+
+def test_every_kernel_keeps_the_contract() -> None:
+    wanted = list(inspect.signature(Kernel.__call__).parameters)[1:]
+    for kernel in kernels():
+        assert isinstance(kernel, Kernel)
+    for module in (reference, torch_sparse):
+        assert list(inspect.signature(module.block_sparse_attention).parameters)[: len(wanted)] == wanted
+
+
+def test_the_preferred_kernel_comes_first_and_the_oracle_last() -> None:
+    names = [kernel.name for kernel in kernels()]
+    assert names[-1] == "reference" and len(set(names)) == len(names)
+    assert select(request()).name == names[0] == "torch-sparse"
+
+
+def test_the_oracle_runs_only_by_name() -> None:
+    assert select(request("int8"), prefer="reference").name == "reference"
+    with pytest.raises(KernelError, match=r"precision 'int8' for torch.float32 on cpu \(torch-sparse: computes in"):
+        select(request("int8"))
+
+
+def test_prefer_is_not_a_wish() -> None:
+    """A kernel asked for by name is used or refused, never replaced by another one."""
+    with pytest.raises(KernelError, match="quantised"):
+        select(request("int8"), prefer="torch-sparse")
+    with pytest.raises(KernelError, match="no kernel 'tritn'; valid are torch-sparse, reference"):
+        select(request(), prefer="tritn")
+
+
+def test_why_not_table() -> None:
+    table = why_not_table(request("int8"))
+    assert table["reference"] is None and "quantised" in str(table["torch-sparse"])
+    assert set(why_not_table(request()).values()) == {None}
+
+
+@pytest.mark.parametrize("name", [kernel.name for kernel in kernels()])
+def test_kernels_pass_every_argument_on(name: str) -> None:
+    layout = make_layout()
+    q, k, v = random_qkv(layout)
+    mask = random_mask(layout, 1, [0.3])
+    kernel = select(KernelRequest.of(q, PRECISIONS["native"], tail=True, return_lse=True), prefer=name)
+    out, lse = kernel(q, k, v, layout, mask, scale=0.2, tail=True, return_lse=True)
+    want, want_lse = reference.block_sparse_attention(q, k, v, layout, mask, scale=0.2, tail=True, return_lse=True)
+    torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse, want_lse, rtol=1e-5, atol=1e-5)
