@@ -21,9 +21,8 @@ settings.load_profile("vidaccel")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Workers of pytest-xdist share the cores instead of each taking all."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)
+    """One thread a process: the tensors are tiny, and threads that wait for each other are far slower than one."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

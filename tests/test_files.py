@@ -33,7 +33,10 @@ def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path: Path, failure: type
 
 
 def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"cannot write .*out\.json: No space left"), atomic_path(tmp_path / "out.json"):
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*out\.json: No space left"),
+        atomic_path(tmp_path / "out.json"),
+    ):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 

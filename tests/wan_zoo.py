@@ -140,14 +140,28 @@ CASES = [
     Case("WanPipeline", lambda: _wan("WanPipeline"), dict),
     Case("WanPipeline-2.2-dual", _dual, dict),
     Case("WanPipeline-2.2-5B", lambda: _wan("WanPipeline", expand_timesteps=True), dict),
-    Case("WanImageToVideoPipeline", lambda: _wan("WanImageToVideoPipeline", {"in_channels": 36}), lambda: {"image": _image()}),
+    Case(
+        "WanImageToVideoPipeline",
+        lambda: _wan("WanImageToVideoPipeline", {"in_channels": 36}),
+        lambda: {"image": _image()},
+    ),
     Case(
         "WanVideoToVideoPipeline",
         lambda: _wan("WanVideoToVideoPipeline"),
         lambda: {"video": _video(), "num_frames": ..., "strength": 1.0},
     ),
-    Case("WanVACEPipeline", _vace, lambda: {"video": _video(), "mask": [Image.new("L", (WIDTH, HEIGHT), 255)] * FRAMES}, batch=False),
-    Case("LucyEditPipeline", lambda: _wan("LucyEditPipeline", {"in_channels": 32}), lambda: {"video": _video()}, batch=False),
+    Case(
+        "WanVACEPipeline",
+        _vace,
+        lambda: {"video": _video(), "mask": [Image.new("L", (WIDTH, HEIGHT), 255)] * FRAMES},
+        batch=False,
+    ),
+    Case(
+        "LucyEditPipeline",
+        lambda: _wan("LucyEditPipeline", {"in_channels": 32}),
+        lambda: {"video": _video()},
+        batch=False,
+    ),
     Case("SkyReelsV2Pipeline", lambda: _skyreels("SkyReelsV2Pipeline"), dict),
     Case(
         "SkyReelsV2ImageToVideoPipeline",

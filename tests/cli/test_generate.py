@@ -109,7 +109,7 @@ def test_what_differs_from_what_was_asked_is_said(
 ) -> None:
     """Wan rounds 6 frames to 5, and does not know every word."""
     out = tmp_path / "out.mp4"
-    result = vidaccel("generate", "a dog", "-m", tiny_model, *small, "--num-frames", 6, "-o", out)
+    result = vidaccel("generate", "a dog", "-m", tiny_model, *small, "--num-frames", 6, "--plan=dense", "-o", out)
     notes = json.loads(out.with_suffix(".json").read_text())["notes"]
     assert notes == [
         "6 frames were asked for and the pipeline returned 5; all 5 are in the file",
@@ -268,7 +268,9 @@ def test_compile_runs(
 ) -> None:
     """That compiled blocks give the right video is tested with the patcher; here: the flag reaches them."""
     reached = []
-    monkeypatch.setattr("vidaccel.pipelines.load.compile_transformers", lambda pipe: reached.append(type(pipe).__name__))
+    monkeypatch.setattr(
+        "vidaccel.pipelines.load.compile_transformers", lambda pipe: reached.append(type(pipe).__name__)
+    )
     small = ("--height=32", "--width=32", "--num-frames=5", "--num-inference-steps=1")
     vidaccel("generate", "a cat", "-m", tiny_model, *small, "--compile", "-o", tmp_path / "out.mp4")
     assert reached == ["WanPipeline"]

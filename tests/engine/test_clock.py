@@ -47,7 +47,8 @@ def test_step_sources_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "branch"), [("cond", "cond"), ("uncond", "uncond"), ("pred_cond", "cond"), ("pred_uncond", "uncond"), ("x", None)]
+    ("name", "branch"),
+    [("cond", "cond"), ("uncond", "uncond"), ("pred_cond", "cond"), ("pred_uncond", "uncond"), ("x", None)],
 )
 def test_branch_from_the_cache_context(name: str, branch: str | None) -> None:
     assert clock().tick(torch.tensor([900]), context=name, separate_guidance=True).branch == branch

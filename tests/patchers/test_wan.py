@@ -175,7 +175,11 @@ def test_short_vace_control_reorders_per_layer() -> None:
         "encoder_hidden_states": torch.randn(1, 16, 32, generator=generator),
         "return_dict": False,
     }
-    full = Plan("full window", (Rule(LayerPolicy((HeadPolicy(PatternSpec.make("sliding_tile", window=[2, 2, 2])),))),), tile=TILE)
+    full = Plan(
+        "full window",
+        (Rule(LayerPolicy((HeadPolicy(PatternSpec.make("sliding_tile", window=[2, 2, 2])),))),),
+        tile=TILE,
+    )
     with torch.no_grad():
         expected = oracle_model(model, full, call)
         session = vidaccel.patch(model, full)

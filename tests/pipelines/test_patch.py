@@ -49,7 +49,9 @@ def test_unpatching_what_was_not_patched(pipe: Any) -> None:
 
 
 def test_no_video_transformer(pipe: Any) -> None:
-    with pytest.raises(vidaccel.UnsupportedModelError, match="AutoencoderKLWan has no video transformer .* known are Wan"):
+    with pytest.raises(
+        vidaccel.UnsupportedModelError, match="AutoencoderKLWan has no video transformer .* known are Wan"
+    ):
         vidaccel.patch(pipe.vae, "dense")
     with pytest.raises(vidaccel.UnsupportedModelError, match="takes a diffusers pipeline or a transformer, not a str"):
         vidaccel.patch("wan", "dense")
@@ -96,7 +98,11 @@ def test_plan_for_another_model_or_grid(pipe: Any, tmp_path: Path) -> None:
     other.transformer.register_to_config(ffn_dim=48)
     with pytest.raises(vidaccel.PlanMismatchError) as caught:
         vidaccel.patch(other, made)
-    for phrase in ("config ffn_dim is 48, the plan was made for 32", "scheduler is FlowMatchEuler", "allow_mismatch=True"):
+    for phrase in (
+        "config ffn_dim is 48, the plan was made for 32",
+        "scheduler is FlowMatchEuler",
+        "allow_mismatch=True",
+    ):
         assert phrase in str(caught.value)
     with pytest.warns(vidaccel.VidaccelWarning) as warned:
         vidaccel.patch(other, made, allow_mismatch=True)
@@ -133,7 +139,7 @@ def test_lora_before_and_after_patching(plan: Any) -> None:
 
 @pytest.mark.parametrize("first", ["patch", "offload"])
 def test_model_cpu_offload(first: str) -> None:
-    """The hooks of ``enable_model_cpu_offload`` (accelerate's), which replace forward; here both devices are the CPU."""
+    """The hooks of ``enable_model_cpu_offload`` (accelerate's), which replace forward; here CPU to CPU."""
     pipe = T2V.make()
     plain = T2V.run(pipe)
     if first == "patch":

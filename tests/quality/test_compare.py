@@ -75,7 +75,7 @@ def test_the_two_runs_change_places(pipe: Any, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("vidaccel.quality.compare.generate", watched)
     requests = [Request(prompt, 0, SMALL) for prompt in ("a cat", "a ball")]
-    pairs = list(quality.compare(pipe, PLAN, requests, controls=0, repeats=2))
+    pairs = list(quality.measure_pairs(pipe, PLAN, requests, controls=0, repeats=2))
     assert order == ["dense", "plan", "plan", "dense", "plan", "dense", "dense", "plan"]
     assert [pair.request.prompt for pair in pairs] == ["a cat", "a ball"]
 

@@ -20,7 +20,14 @@ def mean(value: float | None, *, infinite: int = 0, half: float | None = None) -
 def result(dense: float, plan: float, attention: float | None, floor: dict[str, Any]) -> dict[str, Any]:
     """A comparison of one prompt that took these seconds."""
     seconds = {
-        "dense": {"text": 0.1, "denoise": dense - 1, "attention": attention, "decode": 0.5, "other": 0.4, "total": dense},
+        "dense": {
+            "text": 0.1,
+            "denoise": dense - 1,
+            "attention": attention,
+            "decode": 0.5,
+            "other": 0.4,
+            "total": dense,
+        },
         "plan": {"text": 0.1, "denoise": plan - 1, "attention": 1.0, "decode": 0.5, "other": 0.4, "total": plan},
     }
     speedup = {"total": dense / plan, "denoise": (dense - 1) / (plan - 1)}

@@ -93,7 +93,7 @@ def compare(
     patching = {"strict": strict, "allow_mismatch": allow_mismatch}
     opened.pipe.set_progress_bar_config(disable=True)
     quality.warm_up(opened.pipe, chosen, requests[0], **patching)
-    measured = quality.compare(opened.pipe, chosen, requests, controls=controls, repeats=repeats, **patching)
+    measured = quality.measure_pairs(opened.pipe, chosen, requests, controls=controls, repeats=repeats, **patching)
     progress = track(measured, "comparing", total=len(requests), console=Console(stderr=True), transient=True)
     # the frames of a long comparison do not fit into memory, so each pair leaves only figures and its strip
     pairs, strips = [], []
@@ -110,14 +110,12 @@ def compare(
         write_json(json, result)
     if sheet is not None:
         report.write_png(sheet, report.contact_sheet(strips))
-    console = Console()
-    console.print(report.comparison_table(result))
-    console.print(report.seconds_table(result))
+    Console().print(report.comparison_table(result), report.seconds_table(result))
     for line in report.conclusions(result):
-        console.print(line)
+        typer.echo(line)
     for path in (json, sheet):
         if path is not None:
-            console.print(f"written: {path}")
+            typer.echo(f"written: {path}")
 
 
 def read_prompts(file: Path | None, given: list[str] | tuple[str, ...], limit: int | None) -> list[str]:

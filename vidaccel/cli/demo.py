@@ -61,9 +61,8 @@ def demo(
         **quality.summarise(chosen.name, pair.dense.settings, [figures]),
     }
     write_json(output.with_suffix(".json"), result)
-    console = Console()
-    console.print(str(pair.report), highlight=False)
-    console.print(report.demo_table(result))
+    typer.echo(f"{pair.report}\n")
+    Console().print(report.demo_table(result))
     for line in report.conclusions(result):
-        console.print(line)
-    console.print(f"videos: {dense_path} (dense), {output} (plan {chosen.name}); contact sheet: {sheet}")
+        typer.echo(line)
+    typer.echo(f"videos: {dense_path} (dense), {output} (plan {chosen.name}); contact sheet: {sheet}")

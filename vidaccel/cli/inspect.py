@@ -55,14 +55,13 @@ def inspect(
         rules.add_column(heading, overflow="fold")
     for rule in chosen.rules:
         rules.add_row(*report.rule_row(rule, layout))
-    console = Console()
-    console.print(facts, rules)
+    Console().print(facts, rules)
     for line in report.describe_patterns(chosen, layout):
-        console.print(line, markup=False)
+        typer.echo(line)
     if output is not None:
         panels = report.heatmap_panels(chosen, layout, depth, width)
         report.draw_heatmap(output, f"{chosen.name} on {layout.grid} tokens", panels, note=note)
-        console.print(f"written: {output}")
+        typer.echo(f"written: {output}")
 
 
 def _grid(text: str | None, plan: Plan) -> VideoGrid:

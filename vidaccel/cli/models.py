@@ -35,9 +35,8 @@ def models(
             f"self-attention ({', '.join(row['processors'])}); tokens: {row['token_order']}",
             row["stays_dense"],
         )
-    console = Console()
-    console.print(table)
-    console.print(
+    Console().print(table)
+    typer.echo(
         "A pipeline of another family is refused with an error. Layers that cannot run as planned run dense, and the"
         " report says why; --strict makes that an error."
     )

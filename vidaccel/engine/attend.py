@@ -146,8 +146,8 @@ def _sparse(site: AttentionSite, work: Work, q: torch.Tensor, k: torch.Tensor, v
     out = torch.empty_like(q)
     for kernel, group in work:
         heads = group.heads
-        parts = (q, k, v) if heads is None else tuple(x.index_select(2, heads) for x in (q, k, v))
-        result = kernel(*parts, layout, group.mask, precision=group.precision, tail=group.tail)
+        qh, kh, vh = (q, k, v) if heads is None else (x.index_select(2, heads) for x in (q, k, v))
+        result = kernel(qh, kh, vh, layout, group.mask, precision=group.precision, tail=group.tail)
         assert isinstance(result, torch.Tensor)  # no LSE was asked for
         if heads is None:
             out = result
@@ -156,9 +156,7 @@ def _sparse(site: AttentionSite, work: Work, q: torch.Tensor, k: torch.Tensor, v
     return out if site.state.tiled else layout.untile(out)
 
 
-def _after_guard(
-    site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, wrong: str
-) -> torch.Tensor:
+def _after_guard(site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, wrong: str) -> torch.Tensor:
     """The same call again, dense, and the story told."""
     state = site.state
     assert state.moment is not None

@@ -123,9 +123,7 @@ class Session:
         self.sites.append(site)
         return site
 
-    def enter(
-        self, state: TransformerState, moment: Moment, grid: VideoGrid | str, *, tiled: bool
-    ) -> None:
+    def enter(self, state: TransformerState, moment: Moment, grid: VideoGrid | str, *, tiled: bool) -> None:
         """Starts a forward pass.
 
         Args:

@@ -108,9 +108,7 @@ class Report:
     sparse_density: float | None
 
     @staticmethod
-    def of(
-        plan: str, stats: list[LayerStats], not_patched: list[dict[str, str]], events: list[str]
-    ) -> Report:
+    def of(plan: str, stats: list[LayerStats], not_patched: list[dict[str, str]], events: list[str]) -> Report:
         """Sums the layers up."""
         calls, sparse = sum(s.calls for s in stats), sum(s.sparse_calls for s in stats)
         return Report(
@@ -174,7 +172,11 @@ class Report:
                 + (f" and {self.sparse_density:.3f} over the sparse ones" if self.sparse_density is not None else "")
                 + f", {self.attention_seconds:.2f} s in attention"
             )
-        lines = [head, "", f"{'transformer':<15} {'layer':>5} {'calls':>6} {'sparse':>6} {'density':>8} {'seconds':>8}  ran on"]
+        lines = [
+            head,
+            "",
+            f"{'transformer':<15} {'layer':>5} {'calls':>6} {'sparse':>6} {'density':>8} {'seconds':>8}  ran on",
+        ]
         for layer in self.layers:
             density = "-" if layer["density"] is None else f"{layer['density']:.3f}"
             ran = ", ".join(f"{name} x{count}" for name, count in layer["kernels"].items()) or "-"

@@ -38,9 +38,7 @@ class SparseProcessor:
         self._parallel_config = getattr(original, "_parallel_config", None)
         self.handle = torch.empty(0, dtype=torch.int64)
 
-    def dense(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """What the original processor runs on q, k, v [B, S, H, D]."""
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
@@ -49,7 +47,7 @@ class SparseProcessor:
         )
         return out
 
-    def restore(self, module: nn.Module) -> None:
+    def restore(self, module: Any) -> None:
         """Puts the original processor back, with the backend the user may have chosen meanwhile."""
         for setting in ("_attention_backend", "_parallel_config"):
             if getattr(self.original, setting, None) is not getattr(self, setting):
@@ -101,6 +99,8 @@ class Family(ABC):
         token_order: where the video tokens sit in the sequence.
         stays_dense: what is never touched, and why, in one phrase.
         separate_guidance: whether the unconditional pass is a second forward pass (and not half of the batch).
+
+    Models are typed ``Any``, because the attributes that make a transformer are diffusers' own and untyped.
     """
 
     name: ClassVar[str]
@@ -116,19 +116,19 @@ class Family(ABC):
         return any(cls.__name__ in self.transformers for cls in type(model).__mro__)
 
     @abstractmethod
-    def attention_layers(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    def attention_layers(self, model: Any) -> Iterator[tuple[str, Any]]:
         """(qualified name, module) of each video self-attention, in layer order."""
 
     @abstractmethod
-    def left_alone(self, model: nn.Module) -> Iterator[dict[str, str]]:
+    def left_alone(self, model: Any) -> Iterator[dict[str, str]]:
         """Attention that is dense by design, as {"module", "reason"} for the report."""
 
     @abstractmethod
-    def grid(self, model: nn.Module, call: Mapping[str, Any]) -> VideoGrid | str:
+    def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         """Token grid of a forward call given its arguments by name, or one sentence on why it cannot be known."""
 
     @abstractmethod
-    def tiles_once(self, model: nn.Module, call: Mapping[str, Any]) -> bool:
+    def tiles_once(self, model: Any, call: Mapping[str, Any]) -> bool:
         """Whether reordering tokens outside the block stack is safe for this call."""
 
     @abstractmethod
@@ -136,7 +136,7 @@ class Family(ABC):
         """Our processor in place of ``original``."""
 
     @abstractmethod
-    def order_hooks(self, model: nn.Module, order: TokenOrder) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    def order_hooks(self, model: Any, order: TokenOrder) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Registers the hooks that reorder tokens once per forward pass."""
 
 
@@ -191,7 +191,7 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
     ]
 
 
-def _restorer(processor: SparseProcessor, module: nn.Module) -> Callable[[], None]:
+def _restorer(processor: SparseProcessor, module: Any) -> Callable[[], None]:
     return lambda: processor.restore(module)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from ..configs.fingerprint import Fingerprint
 from ..types import VideoGrid
 from ..version import __version__
@@ -18,10 +16,10 @@ _KEYS = ("attention_head_dim", "ffn_dim", "in_channels", "num_layers", "patch_si
 
 
 def fingerprint_of(
-    family: Family, model: nn.Module, scheduler: object | None = None, grid: VideoGrid | None = None
+    family: Family, model: Any, scheduler: object | None = None, grid: VideoGrid | None = None
 ) -> Fingerprint:
     """The fingerprint of ``model`` as it stands; ``grid`` is known only once a video's size is."""
-    config: Any = getattr(model, "config", {})
+    config = getattr(model, "config", {})
     layers = list(family.attention_layers(model))
     return Fingerprint.make(
         {key: config[key] for key in _KEYS if key in config},

@@ -20,16 +20,14 @@ class WanSparseProcessor(SparseProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         if encoder_hidden_states is not None:  # cross-attention was routed here: not ours to change
-            out: torch.Tensor = self.original(
-                attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
-            )
+            out: torch.Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
             return out
         # call the projections, never read their weights: LoRA and quantisation replace these modules
         if attn.fused_projections:
@@ -42,7 +40,8 @@ class WanSparseProcessor(SparseProcessor):
             q, k = _rotate(q, *rotary_emb), _rotate(k, *rotary_emb)
         out = attention(q, k, v, self.handle, attention_mask)
         out = attn.to_out[0](out.flatten(2, 3).type_as(q))
-        return attn.to_out[1](out)  # type: ignore[no-any-return]
+        out = attn.to_out[1](out)
+        return out
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -80,25 +79,25 @@ class WanFamily(Family):
     stays_dense = "attn2: cross-attention to text and image tokens"
     separate_guidance = True
 
-    def attention_layers(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    def attention_layers(self, model: Any) -> Iterator[tuple[str, Any]]:
         # VACE's control blocks are numbered after the main ones
         for stack in ("blocks", "vace_blocks"):
             for index, block in enumerate(getattr(model, stack, ())):
                 yield f"{stack}.{index}.attn1", block.attn1
 
-    def left_alone(self, model: nn.Module) -> Iterator[dict[str, str]]:
+    def left_alone(self, model: Any) -> Iterator[dict[str, str]]:
         for stack in ("blocks", "vace_blocks"):
             if len(getattr(model, stack, ())):
                 yield {"module": f"{stack}.*.attn2", "reason": "cross-attention to the prompt, dense by design"}
 
-    def grid(self, model: nn.Module, call: Mapping[str, Any]) -> VideoGrid | str:
+    def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         latents = call["hidden_states"]
         if latents.dim() != 5:
             return f"hidden_states has {latents.dim()} axes instead of [B, C, T, H, W]"
         extents = (size // patch for size, patch in zip(latents.shape[2:], model.config.patch_size, strict=True))
         return VideoGrid(*extents)
 
-    def tiles_once(self, model: nn.Module, call: Mapping[str, Any]) -> bool:
+    def tiles_once(self, model: Any, call: Mapping[str, Any]) -> bool:
         if call.get("enable_diffusion_forcing"):  # per-token modulation is built inside forward, out of a hook's reach
             return False
         if getattr(model.config, "num_frame_per_block", 1) > 1:  # so is a token mask
@@ -110,7 +109,7 @@ class WanFamily(Family):
     def processor(self, original: Any) -> SparseProcessor:
         return WanSparseProcessor(original)
 
-    def order_hooks(self, model: nn.Module, order: TokenOrder) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    def order_hooks(self, model: Any, order: TokenOrder) -> Iterator[torch.utils.hooks.RemovableHandle]:
         yield model.patch_embedding.register_forward_hook(order.tile_volume)
         if hasattr(model, "vace_patch_embedding"):
             yield model.vace_patch_embedding.register_forward_hook(order.tile_volume)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compare import CONTROLS, DENSE_AGAIN, ONE_STEP_FEWER, Pair, compare, measure_pair, summarise, warm_up
+from .compare import CONTROLS, DENSE_AGAIN, ONE_STEP_FEWER, Pair, measure_pair, measure_pairs, summarise, warm_up
 from .metrics import Interval, mean_interval, psnr, ssim
 
 __all__ = [
@@ -11,9 +11,9 @@ __all__ = [
     "ONE_STEP_FEWER",
     "Interval",
     "Pair",
-    "compare",
     "mean_interval",
     "measure_pair",
+    "measure_pairs",
     "psnr",
     "ssim",
     "summarise",

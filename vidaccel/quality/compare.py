@@ -14,7 +14,7 @@ from ..pipelines.patch import patch
 from ..pipelines.video import Frames
 from .metrics import mean_interval, psnr, ssim
 
-__all__ = ["CONTROLS", "DENSE_AGAIN", "ONE_STEP_FEWER", "Pair", "compare", "measure_pair", "summarise", "warm_up"]
+__all__ = ["CONTROLS", "DENSE_AGAIN", "ONE_STEP_FEWER", "Pair", "measure_pair", "measure_pairs", "summarise", "warm_up"]
 
 #: Names of the controls.
 DENSE_AGAIN = "dense again"
@@ -75,7 +75,7 @@ class Pair:
         }
 
 
-def compare(
+def measure_pairs(
     pipe: Any,
     plan: Plan,
     requests: Sequence[Request],

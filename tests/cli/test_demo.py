@@ -1,0 +1,48 @@
+"""``vidaccel demo`` with the tiny pipeline in place of the shipped model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from vidaccel.pipelines.demo import PROMPTS
+
+
+@pytest.fixture(autouse=True)
+def _tiny(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = {"height": 48, "width": 64, "num_frames": 9, "num_inference_steps": 2, "max_sequence_length": 16}
+    monkeypatch.setattr("vidaccel.pipelines.demo.DEMO_DIR", tiny_model)
+    monkeypatch.setattr("vidaccel.pipelines.demo.DEFAULTS", defaults)
+
+
+def test_two_videos_a_sheet_and_a_table(vidaccel: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "outputs" / "demo.mp4"
+    result = vidaccel("demo", "-o", out, "--repeats", 1, env={"COLUMNS": "160"})
+    names = sorted(path.name for path in out.parent.iterdir())
+    assert names == ["demo-dense.mp4", "demo.json", "demo.mp4", "demo.png"]
+    for video in (out, out.with_stem("demo-dense")):
+        assert cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT) == 9
+    (row,) = json.loads(out.with_suffix(".json").read_text())["prompts"]
+    assert row["prompt"] == PROMPTS[0] and row["seed"] == 0
+    words = (
+        PROMPTS[0],
+        "seconds",
+        "speed-up",
+        f"{row['speedup']['total']:.2f}x",
+        "density",
+        "PSNR",
+        "SSIM",
+        "demo.png",
+    )
+    for word in words:
+        assert word in result.stdout, word
+
+
+def test_a_folder_that_cannot_be_made(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "outputs").touch()
+    assert "cannot make the folder" in refused("demo", "-o", tmp_path / "outputs" / "sub" / "demo.mp4")
