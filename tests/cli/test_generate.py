@@ -245,11 +245,11 @@ def test_strict_refuses_what_cannot_run_as_planned(
     refused: Callable[..., str], tiny_model: Path, small: tuple[str, ...], tmp_path: Path
 ) -> None:
     """No kernel for int8 exists on a CPU, unless one says it can: then there is nothing to refuse."""
+    import torch
+
     from vidaccel.kernels.contract import KernelRequest
     from vidaccel.kernels.dispatch import select, why_not_table
     from vidaccel.types import PRECISIONS
-
-    import torch
 
     request = KernelRequest("cpu", torch.float32, 16, PRECISIONS["fp8-tile"], tail=False, return_lse=False)
     able = [name for name, reason in why_not_table(request).items() if reason is None and name != "reference"]

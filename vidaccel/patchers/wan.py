@@ -40,8 +40,7 @@ class WanSparseProcessor(SparseProcessor):
             q, k = _rotate(q, *rotary_emb), _rotate(k, *rotary_emb)
         out = attention(q, k, v, self.handle, attention_mask)
         out = attn.to_out[0](out.flatten(2, 3).type_as(q))
-        out = attn.to_out[1](out)
-        return out
+        return attn.to_out[1](out)  # type: ignore[no-any-return]
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
