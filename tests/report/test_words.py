@@ -83,7 +83,7 @@ def test_tables_show_the_figures() -> None:
     stages = shown(seconds_table(figures))
     assert "of it attention" in stages and "6.00x" in stages  # 6 s of attention against 1 s
     demo = shown(demo_table(figures))
-    assert "a cat" in demo and "0.250" in demo and "2.00x" in demo
+    assert "plan sta" in demo and "0.250" in demo and "2.00x" in demo
 
 
 def test_an_unmeasured_share_is_left_out() -> None:

@@ -62,6 +62,7 @@ def demo(
     }
     write_json(output.with_suffix(".json"), result)
     typer.echo(f"{pair.report}\n")
+    typer.echo(f"{request.prompt}, seed {seed}")
     Console().print(report.demo_table(result))
     for line in report.conclusions(result):
         typer.echo(line)

@@ -51,6 +51,7 @@ def doctor(
         table.add_column(heading, overflow="fold")
     for row in kernels:
         table.add_row(row["kernel"], row["precision"], "yes" if row["why_not"] is None else f"no: {row['why_not']}")
+    table.caption = "The first kernel that runs is used; reference is the slow oracle, used only when named."
     console.print(table)
 
 

@@ -75,7 +75,7 @@ def demo_table(result: Mapping[str, Any]) -> Table:
     """
     pair = result["prompts"][0]
     seconds = pair["seconds"]
-    table = Table(title=pair["prompt"])
+    table = Table()
     for name in ("", "dense", f"plan {result['plan']}"):
         table.add_column(name, justify="right" if name else "left")
     for label, stage in (("seconds", "total"), ("  denoising", "denoise"), ("  self-attention", "attention")):

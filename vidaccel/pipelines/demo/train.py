@@ -64,8 +64,8 @@ class Recipe:
     precision: str = "no"  # of accelerate: "no" (float32) or "bf16"
     compile: bool = False
     # Shares of steps with 4, 8 and 16 frames, at the beginning and at the end of the run.
-    shares_first: tuple[float, float, float] = (0.7, 0.2, 0.1)
-    shares_last: tuple[float, float, float] = (0.0, 0.1, 0.9)
+    shares_first: tuple[float, float, float] = (0.8, 0.15, 0.05)
+    shares_last: tuple[float, float, float] = (0.1, 0.2, 0.7)
 
     def __post_init__(self) -> None:
         if self.size % 8:
