@@ -231,11 +231,11 @@ def test_an_interrupt_leaves_no_partial_file(
     out = tmp_path / "out.mp4"
     out.write_text("older")
 
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        Path(args[0]).write_text("half")
+    def interrupted(command: list[str], **options: Any) -> Any:
+        Path(command[-1]).write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vidaccel.pipelines.video.imageio_ffmpeg.write_frames", interrupted)
+    monkeypatch.setattr("vidaccel.pipelines.video.subprocess.run", interrupted)
     vidaccel("generate", "a cat", "-m", tiny_model, *small, "-o", out, code=130)
     assert out.read_text() == "older"
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]

@@ -40,6 +40,13 @@ def test_what_the_command_line_does_not_know_is_refused(refused: Callable[..., s
     assert "--num-frames" in refused("generate", "a cat", "--num-frames", "many")
 
 
+def test_the_default_plan_is_that_of_patch() -> None:
+    from vidaccel.cli.options import DEFAULT_PLAN
+    from vidaccel.pipelines.patch import DEFAULT_PLAN as OF_PATCH
+
+    assert DEFAULT_PLAN == OF_PATCH
+
+
 @pytest.mark.parametrize("flag", ["--num-inference-steps", "--num_inference_steps"])
 def test_hyphen_and_underscore_are_one(refused: Callable[..., str], flag: str) -> None:
     """A value below the minimum proves that the flag was understood."""

@@ -87,6 +87,7 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
         load_pipeline(model, dtype=torch.float32, device=CPU)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a .peft_config")
 def test_a_lora_is_loaded_and_active(folder: Path, tmp_path: Path) -> None:
     files = [save_lora(tmp_path / f"{name}", seed) for name, seed in (("one", 1), ("two", 2))]
     pipe = load_pipeline(folder, dtype=torch.float32, device=CPU, loras=[str(file) for file in files])

@@ -67,6 +67,17 @@ def test_bad_outputs_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_ffmpeg_could_not_finish_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """imageio's writer once left a truncated file in place on a full disk, since it drops ffmpeg's exit status."""
+    script = tmp_path / "ffmpeg"
+    script.write_text('#!/bin/sh\nfor last; do :; done\ncat > "$last"\necho "No space left on device" >&2\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(script))
+    with pytest.raises(OutputError, match=r"could not write .*a\.mp4: No space left on device"):
+        write_video(tmp_path / "a.mp4", gradient(2, 16, 16), fps=8)
+    assert list(tmp_path.iterdir()) == [script]
+
+
 def test_floats_are_rounded_and_clipped() -> None:
     video = np.array([0.0, 1.0, 0.5, -0.2, 1.3, 0.999]).reshape(1, 1, 2, 3)
     assert to_frames(video).ravel().tolist() == [0, 255, 128, 0, 255, 255]

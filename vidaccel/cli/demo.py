@@ -34,7 +34,10 @@ def demo(
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {output.parent}: {error.strerror}; choose another output") from error
-    check_writable(output)
+    dense_path = output.with_stem(f"{output.stem}-dense")
+    sheet, beside = output.with_suffix(".png"), output.with_suffix(".json")
+    for path in (output, dense_path, sheet, beside):
+        check_writable(path)
     chosen = opt.read_plan(plan)
     typer.echo("loading the small model", err=True)
     opened = opt.open_pipeline(None, dtype=None, device=None)
@@ -45,12 +48,11 @@ def demo(
     from ..pipelines.generate import Request
 
     request = Request(PROMPTS[0] if prompt is None else prompt, seed, dict(opened.defaults))
-    opened.pipe.set_progress_bar_config(disable=True)
+    opened.pipe.set_progress_bar_config(desc="denoising", leave=False, disable=None)
     typer.echo(f"generating {request.prompt!r}: a short warm-up, then {repeats} times dense and by the plan", err=True)
     quality.warm_up(opened.pipe, chosen, request)
     pair = quality.measure_pair(opened.pipe, chosen, request, repeats=repeats, controls=(quality.DENSE_AGAIN,))
 
-    dense_path, sheet = output.with_stem(f"{output.stem}-dense"), output.with_suffix(".png")
     write_video(output, pair.planned.frames, opened.fps)
     write_video(dense_path, pair.dense.frames, opened.fps)
     figures = pair.to_dict()
@@ -60,7 +62,7 @@ def demo(
         "machine": opt.machine(),
         **quality.summarise(chosen.name, pair.dense.settings, [figures]),
     }
-    write_json(output.with_suffix(".json"), result)
+    write_json(beside, result)
     typer.echo(f"{pair.report}\n")
     typer.echo(f"{request.prompt}, seed {seed}")
     Console().print(report.demo_table(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -79,24 +80,14 @@ def write_video(path: str | Path, frames: Frames, fps: float) -> None:
         raise ConfigError(f"fps is {fps}; give a positive number of frames per second")
     _, height, width, _ = frames.shape
     padded = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    command = [
+        *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{padded.shape[2]}x{padded.shape[1]}", "-r", f"{fps:g}"),
+        *("-i", "-", "-an", "-c:v", "libx264", "-crf", str(_CRF), "-pix_fmt", "yuv420p", "-movflags", "+faststart"),
+    ]
     with atomic_path(target) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (padded.shape[2], padded.shape[1]),
-            fps=fps,
-            codec="libx264",
-            pix_fmt_in="rgb24",
-            pix_fmt_out="yuv420p",
-            quality=None,
-            macro_block_size=1,  # the default of 16 would resize
-            output_params=["-crf", str(_CRF), "-movflags", "+faststart"],
-        )
-        writer.send(None)
-        try:
-            for frame in padded:
-                writer.send(np.ascontiguousarray(frame))
-        finally:
-            writer.close()
-        # ffmpeg's own failures (a full disk) end in no file or an empty one, not in an exception
-        if not temporary.exists() or temporary.stat().st_size == 0:
-            raise OutputError(f"ffmpeg wrote nothing to {target}; is the disk full?")
+        # not imageio's own writer: it drops ffmpeg's exit status, so a full disk would leave half a video
+        done = subprocess.run([*command, str(temporary)], input=padded.data, capture_output=True, check=False)
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise OutputError(f"ffmpeg could not write {target}: {lines[-1]}; choose another output or free the disk")
