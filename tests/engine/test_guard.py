@@ -40,3 +40,21 @@ def test_attention_over_constant_values_may_be_flat(good: tuple[torch.Tensor, to
 
 def test_one_token_is_not_flat() -> None:
     assert what_is_wrong(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4)) is None
+
+
+def test_huge_but_finite_output_passes(good: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The cheap look overflows on it; the full look must clear it."""
+    out, v = good
+    assert what_is_wrong(out.sign() * 3e38 * out.abs().clamp(0.5, 1), v) is None
+
+
+def test_a_head_that_is_flat_only_where_sampled_passes() -> None:
+    out, v = torch.zeros(1, 640, 1, 4), torch.randn(1, 640, 1, 4)
+    out[0, 7] = 1.0  # not on the stride of 10
+    assert what_is_wrong(out, v) is None
+
+
+def test_one_bad_value_in_a_long_sequence_is_found() -> None:
+    out, v = torch.randn(1, 6400, 2, 4), torch.randn(1, 6400, 2, 4)
+    out[0, 4321, 1, 3] = float("nan")
+    assert what_is_wrong(out, v) == "non-finite output in head 1 of batch entry 0"
