@@ -43,7 +43,9 @@ def test_a_window_over_the_whole_grid_runs_as_the_model_does() -> None:
     pipe = CASES[0].make()
     session = vidaccel.patch(pipe, plan(HeadPolicy(PatternSpec.make("sliding_tile", window=[1.0, 1.0, 1.0]))))
     CASES[0].run(pipe)
-    assert session.report().kernels == {"dense": 12}
+    report = session.report()
+    assert report.kernels == {"dense": 12} and not report.fallbacks
+    assert any("keeps every block of a 3x3x5 grid" in event for event in report.events)
 
 
 def test_missing_precision_runs_natively_and_says_so() -> None:

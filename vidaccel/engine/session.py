@@ -172,6 +172,9 @@ class Session:
         key = (policy, num_heads, layout)
         if key not in self._groups:
             self._groups[key] = prepare(policy, num_heads, layout)
+            if not self._groups[key]:
+                patterns = ", ".join(dict.fromkeys(str(head.pattern) for head in policy.heads))
+                self.say_once(f"{patterns} keeps every block of a {layout.grid} grid, so it runs as plain attention")
         return self._groups[key]
 
     def say_once(self, event: str) -> None:
