@@ -98,14 +98,15 @@ def test_svg_keeps_its_first_layer_dense() -> None:
 
 
 @pytest.mark.parametrize("name", SPARSE)
-def test_adding_compensation_is_one_word(name: str, tmp_path: Path) -> None:
+def test_dropping_compensation_is_one_word(name: str, tmp_path: Path) -> None:
     """What each summary promises."""
+    assert sparse_head(name).compensation == "pooled_tail"
     text = (Path(__file__).parents[2] / "vidaccel/configs/presets" / f"{name}.yaml").read_text()
-    assert text.count("compensation: none") == 1
+    assert text.count("compensation: pooled_tail") == 1
     own = tmp_path / "own.yaml"
-    own.write_text(text.replace("compensation: none", "compensation: pooled_tail"))
+    own.write_text(text.replace("compensation: pooled_tail", "compensation: none"))
     head = load_yaml_plan(own).lookup(0.5, "transformer", 3, "cond").for_head(0, 1)
-    assert head == HeadPolicy(sparse_head(name).pattern, compensation="pooled_tail")
+    assert head == HeadPolicy(sparse_head(name).pattern)
 
 
 def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from vidaccel.pipelines.demo.build import build_tokenizer, build_transformer, lo
 from vidaccel.pipelines.demo.clips import HELD_OUT, ClipSpec, all_specs, draw_specs, render, training_specs
 from vidaccel.pipelines.demo.recognise import Reading, read_clip
 from vidaccel.pipelines.demo.sheet import contact_sheet
+from vidaccel.pipelines.demo.ship import describe, generate_clips
 
 
 def generator(seed: int) -> torch.Generator:
@@ -101,6 +102,25 @@ def test_reader_notices_an_object_that_appears_twice() -> None:
     assert read_clip(one).wholeness > 0.99
     assert read_clip(two).wholeness < 0.8
     assert read_clip(two).motion != "moving left"
+
+
+# --- the promise ----------------------------------------------------------------------------------------------------
+
+# What the shipped weights reach, of twelve prompts. The aim is twelve of twelve; this is a floor under what was
+# measured, to be raised with better weights and never lowered.
+REACHED = {"colour": 0, "shape": 0, "motion": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_colour_shape_and_motion_of_held_out_prompts_can_be_named(pipeline: WanPipeline) -> None:
+    clips = generate_clips(pipeline, PROMPTS, {**DEFAULTS, "num_inference_steps": 10})
+    assert clips.shape == (12, 3, 16, 96, 96)
+    readings = [read_clip(clip) for clip in clips]
+    agreements = [reading.agrees(spec) for spec, reading in zip(HELD_OUT, readings, strict=True)]
+    counts = {word: sum(agreement[word] for agreement in agreements) for word in REACHED}
+    assert all(counts[word] >= floor for word, floor in REACHED.items()), describe(HELD_OUT, readings)
+    assert sum(reading.wholeness for reading in readings) / 12 > 0.9  # one object, not two
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------

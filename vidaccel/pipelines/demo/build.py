@@ -146,13 +146,11 @@ def save_pipeline(pipeline: WanPipeline, folder: Path) -> None:
     """
     pipeline.save_pretrained(folder)
     for path in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
-        text = path.read_text().replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
-        path.write_text(json.dumps(json.loads(text), indent=2) + "\n")
-    for name in ("transformer", "vae"):  # where a part was loaded from is nobody's business
-        path = folder / name / "config.json"
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        path.write_text(path.read_text().replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
+    for name in ("model_index.json", "transformer/config.json", "vae/config.json"):
+        config = json.loads((folder / name).read_text())
+        config.pop("_name_or_path", None)  # where a part was loaded from is nobody's business
+        (folder / name).write_text(json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()

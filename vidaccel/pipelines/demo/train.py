@@ -63,6 +63,7 @@ class Recipe:
     seed: int = 0
     precision: str = "no"  # of accelerate: "no" (float32) or "bf16"
     compile: bool = False
+    focus: str | None = None  # motions to draw four times as often, separated by commas
     # Shares of steps with 4, 8 and 16 frames, at the beginning and at the end of the run.
     shares_first: tuple[float, float, float] = (0.8, 0.15, 0.05)
     shares_last: tuple[float, float, float] = (0.1, 0.2, 0.7)
@@ -102,8 +103,9 @@ class Trainer:
         self.common = torch.Generator().manual_seed(recipe.seed)  # for what all processes must agree on
         self._seed()
 
-        self.specs = training_specs()
-        captions = [""] + [text for spec in self.specs for text in (spec.caption, spec.short_caption)]
+        focus = (recipe.focus or "").split(",")
+        self.specs = [spec for spec in training_specs() for _ in range(4 if spec.motion in focus else 1)]
+        captions = [""] + [text for spec in training_specs() for text in (spec.caption, spec.short_caption)]
         embeddings = embed_captions(pipeline, captions, CAPTION_LENGTH)
         embeddings = torch.nn.functional.pad(embeddings, (0, 0, 0, 1)).to(self.device)  # one token for the padding
         self.text = dict(zip(captions, embeddings, strict=True))
@@ -287,6 +289,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Recipe, argparse.Namespac
     parser.add_argument("--batch", type=int, default=Recipe.batch, help="frames in a batch of one process")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--precision", choices=("no", "bf16"), default=Recipe.precision)
+    parser.add_argument("--focus", help="motions to draw four times as often, separated by commas")
+    parser.add_argument("--shares-last", type=float, nargs=3, default=Recipe.shares_last, help="see Recipe")
     parser.add_argument("--compile", action="store_true", help="compile the transformer blocks")
     options = parser.parse_args(arguments)
     names = {field.name for field in fields(Recipe)}
