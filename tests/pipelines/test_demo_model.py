@@ -1,7 +1,8 @@
-"""The shipped model keeps its promise: a person can name colour, shape and motion of a clip.
+"""The shipped model against its bar: a person can name colour, shape and motion of all twelve held-out prompts.
 
-The person is played by :mod:`vidaccel.pipelines.demo.recognise`, which is itself tested on rendered clips first: it
-must be right on those and must disagree with the captions of other clips.
+The shipped weights do not reach that bar yet; the test holds what they do reach. The person is played by
+:mod:`vidaccel.pipelines.demo.recognise`, which is itself tested on rendered clips first: it must be right on those and
+must disagree with the captions of other clips.
 """
 
 import json
@@ -106,15 +107,16 @@ def test_reader_notices_an_object_that_appears_twice() -> None:
 
 # --- the promise ----------------------------------------------------------------------------------------------------
 
-# What the shipped weights reach, of twelve prompts. The aim is twelve of twelve; this is a floor under what was
-# measured, to be raised with better weights and never lowered.
-REACHED = {"colour": 0, "shape": 0, "motion": 0}
+# Of twelve prompts. Measured with the shipped weights: colour 12, shape 10, motion 4 (left and right, up and down are
+# mostly confused, spinning does not turn). The floors leave one clip for the rounding of another machine. The bar is
+# twelve of twelve: raise the floors with better weights, never lower them.
+REACHED = {"colour": 11, "shape": 9, "motion": 3}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_colour_shape_and_motion_of_held_out_prompts_can_be_named(pipeline: WanPipeline) -> None:
-    clips = generate_clips(pipeline, PROMPTS, {**DEFAULTS, "num_inference_steps": 10})
+    clips = generate_clips(pipeline, PROMPTS, DEFAULTS)
     assert clips.shape == (12, 3, 16, 96, 96)
     readings = [read_clip(clip) for clip in clips]
     agreements = [reading.agrees(spec) for spec, reading in zip(HELD_OUT, readings, strict=True)]

@@ -51,7 +51,7 @@ def test_controls_give_the_scale(pair: quality.Pair) -> None:
     """On the CPU the same run twice is the same run, through the patched code too; one step fewer is not."""
     assert pair.controls[quality.DENSE_AGAIN]["psnr"] == math.inf
     assert 0 < pair.controls[quality.ONE_STEP_FEWER]["psnr"] < math.inf
-    assert 0 < pair.dense_attention < pair.dense.seconds["total"] * 10
+    assert 0 < pair.dense_attention < pair.dense.seconds["total"]
 
 
 def test_the_pipeline_is_left_unpatched_even_by_failures(pipe: Any) -> None:

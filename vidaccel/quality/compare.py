@@ -34,7 +34,8 @@ class Pair:
         psnr, ssim: of the plan's video against the dense one.
         report: what ran sparse in the plan's run.
         controls: PSNR and SSIM of dense runs against the dense one, by `DENSE_AGAIN` and `ONE_STEP_FEWER`.
-        dense_attention: seconds of self-attention in a dense run; ``None`` without controls, which measure it.
+        dense_attention: seconds of self-attention in the dense run, from its share of a control run; ``None`` without
+            that control.
     """
 
     request: Request
@@ -128,7 +129,7 @@ def measure_pair(
             planned.append(_patched(pipe, plan, request, **patching))
     best = min(dense, key=lambda run: run.seconds["total"])
     best_planned, report = min(planned, key=lambda run: run[0].seconds["total"])
-    figures, attention = _controls(pipe, request, best.frames, controls)
+    figures, share = _controls(pipe, request, best.frames, controls)
     return Pair(
         request=request,
         dense=best,
@@ -137,7 +138,7 @@ def measure_pair(
         ssim=ssim(best_planned.frames, best.frames),
         report=report,
         controls=figures,
-        dense_attention=attention,
+        dense_attention=None if share is None else share * best.seconds["total"],
     )
 
 
@@ -164,23 +165,24 @@ def _patched(pipe: Any, plan: Plan, request: Request, **patching: Any) -> tuple[
 def _controls(
     pipe: Any, request: Request, dense: Frames, wanted: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], float | None]:
-    """Quality figures of further dense runs against ``dense``, and the seconds of self-attention in a dense run.
+    """Quality figures of further dense runs against ``dense``, and the share of self-attention in one of them.
 
     `DENSE_AGAIN` goes through the patched code with the dense plan. It must come out bit-identical wherever the
     device's kernels are deterministic; where it does not, that is the noise floor. `ONE_STEP_FEWER` says what a small,
     accepted change of settings costs: a scale to read the plan's figures by.
     """
     figures: dict[str, dict[str, float]] = {}
-    attention = None
+    share = None
     if DENSE_AGAIN in wanted:
         again, report = _patched(pipe, Plan.dense(), request)
         figures[DENSE_AGAIN] = _figures(again.frames, dense)
-        attention = report.attention_seconds
+        # a share, because seconds of two runs do not compare on a machine that is not idle
+        share = report.attention_seconds / again.seconds["total"]
     steps = num_steps(pipe, request)
     if ONE_STEP_FEWER in wanted and steps is not None and steps > 1:
         fewer = replace(request, arguments={**request.arguments, "num_inference_steps": steps - 1})
         figures[ONE_STEP_FEWER] = _figures(generate(pipe, fewer).frames, dense)
-    return figures, attention
+    return figures, share
 
 
 def _figures(video: Frames, reference: Frames) -> dict[str, float]:

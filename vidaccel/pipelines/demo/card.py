@@ -35,10 +35,7 @@ class LogRow:
     ) -> "LogRow":
         """Sum up ``losses`` of samples with noise ``levels``."""
         edges = (0.0, 0.5, 0.8, 0.95, 1.01)
-        bands = [
-            losses[(levels >= low) & (levels < high)].mean().item()
-            for low, high in itertools.pairwise(edges)
-        ]
+        bands = [losses[(levels >= low) & (levels < high)].mean().item() for low, high in itertools.pairwise(edges)]
         return cls(step, samples, seconds, learning_rate, losses.mean().item(), *bands)
 
 
@@ -48,7 +45,7 @@ class Run:
 
     command: str
     device: str
-    steps: int
+    steps: int | None
     samples: int
     minutes: float
     first_loss: float | None = None
@@ -137,15 +134,18 @@ def _history_table(runs: list[Run]) -> str:
     lines = [
         "## Training, all of it",
         "",
-        "Each run starts at the averaged weights of the one before. The losses of different runs cannot be compared:"
-        " they depend on the mix of noise levels, which differs.",
+        "Each run starts at the averaged weights of the one before; paths are shortened. The losses of different runs"
+        " cannot be compared: they depend on the clips and on the mix of noise levels, which differ."
+        " A dash is something that was not recorded.",
         "",
         "| Run | Device | Steps | Samples | Minutes | Loss, first and last logged |",
         "|---|---|---|---|---|---|",
     ]
     for i, run in enumerate(runs, 1):
         losses = f"{_number(run.first_loss)}, {_number(run.last_loss)}"
-        lines.append(f"| {i} | {run.device} | {run.steps} | {run.samples} | {run.minutes:.0f} | {losses} |")
+        lines.append(
+            f"| {i} | {run.device} | {'-' if run.steps is None else run.steps} | {run.samples} | {run.minutes:.0f} | {losses} |"
+        )
     lines.append("")
     lines += [f"{i}. `{run.command}`" + (f" {run.note}" if run.note else "") for i, run in enumerate(runs, 1)]
     return "\n".join(lines) + "\n"

@@ -10,8 +10,7 @@ The design is deliberately legible, because the model that learns it is tiny:
 - objects are large (about 40% of the frame) and what the caption does not say varies little;
 - every motion starts and ends at clearly different states, and spinning is always clockwise;
 - the light on the background is darker at the top, warmer on the right, and comes up in the course of the clip.
-  Attention with rotary embeddings sees only *relative* positions; the light tells it where and when a token is. With
-  it the model learns in CPU minutes which way is left and which way time runs; without it, it hardly learned at all.
+  Attention with rotary embeddings sees only *relative* positions; the light is a hint of where and when a token is.
 """
 
 import itertools

@@ -17,7 +17,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest orthogonal matrices, roughly: singular values end between about 0.7 and 1.2.
+    """The nearest orthogonal matrices, roughly: all but tiny singular values end between 0.7 and 1.2.
 
     ``matrices`` is (batch, rows, columns); so is the result.
     """

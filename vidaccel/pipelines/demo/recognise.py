@@ -73,8 +73,9 @@ def read_clip(clip: Tensor) -> Reading:
     mean_overlap = overlaps.mean(axis=1)
     best = int(mean_overlap.argmax())
     shape = names[best]
-    motion, error = _match_track(masks[present], np.flatnonzero(present), len(masks))
-    if motion == "still":
+    track, error = _match_track(masks[present], np.flatnonzero(present), len(masks))
+    motion: str | None = track
+    if track == "still":
         motion = "spinning" if _turns(angles[best], SYMMETRY[shape.split()[-1]]) else None
     clear = mean_overlap[best] >= MIN_OVERLAP
     return Reading(
