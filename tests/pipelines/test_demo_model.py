@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
 from vidaccel.pipelines.demo import DEFAULTS, DEMO_DIR, PROMPTS
-from vidaccel.pipelines.demo.analytic_vae import PatchBasis, build_vae, encode_patches
+from vidaccel.pipelines.demo.analytic_vae import PatchBasis, build_vae, encode_patches, fold
 from vidaccel.pipelines.demo.build import build_tokenizer, build_transformer, load_pipeline
 from vidaccel.pipelines.demo.clips import HELD_OUT, ClipSpec, all_specs, draw_specs, render, training_specs
 from vidaccel.pipelines.demo.recognise import Reading, read_clip
@@ -107,22 +107,25 @@ def test_reader_notices_an_object_that_appears_twice() -> None:
 
 # --- the promise ----------------------------------------------------------------------------------------------------
 
-# Of twelve prompts. Measured with the shipped weights: colour 12, shape 10, motion 4 (left and right, up and down are
-# mostly confused, spinning does not turn). The floors leave one clip for the rounding of another machine. The bar is
-# twelve of twelve: raise the floors with better weights, never lower them.
-REACHED = {"colour": 11, "shape": 9, "motion": 3}
+# Measured with the shipped weights, of all twelve: colour 12, shape 10, motion 4 (left and right, up and down are
+# mostly confused, spinning does not turn, bouncing has a ghost). To save time the test makes the first eight, of which
+# colour 8, shape 8 and motion 3 were read. The floors leave one clip for the rounding of another machine. The bar is
+# all of them: raise the floors with better weights, never lower them.
+TESTED = 8
+REACHED = {"colour": 7, "shape": 7, "motion": 2}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_colour_shape_and_motion_of_held_out_prompts_can_be_named(pipeline: WanPipeline) -> None:
-    clips = generate_clips(pipeline, PROMPTS, DEFAULTS)
-    assert clips.shape == (12, 3, 16, 96, 96)
+    specs = HELD_OUT[:TESTED]
+    clips = generate_clips(pipeline, PROMPTS[:TESTED], DEFAULTS)
+    assert clips.shape == (TESTED, 3, 16, 96, 96)
     readings = [read_clip(clip) for clip in clips]
-    agreements = [reading.agrees(spec) for spec, reading in zip(HELD_OUT, readings, strict=True)]
+    agreements = [reading.agrees(spec) for spec, reading in zip(specs, readings, strict=True)]
     counts = {word: sum(agreement[word] for agreement in agreements) for word in REACHED}
-    assert all(counts[word] >= floor for word, floor in REACHED.items()), describe(HELD_OUT, readings)
-    assert sum(reading.wholeness for reading in readings) / 12 > 0.9  # one object, not two
+    assert all(counts[word] >= floor for word, floor in REACHED.items()), describe(specs, readings)
+    assert sum(reading.wholeness for reading in readings) / TESTED > 0.9  # one object, not two
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------
@@ -179,7 +182,9 @@ def test_a_fresh_vae_is_what_its_algebra_says() -> None:
     with torch.no_grad():
         encoded = vae.encode(clips).latent_dist.mode() / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
     torch.testing.assert_close(encoded, latents, atol=1e-3, rtol=0)
-    assert decibel(reconstruct(vae, clips), clips) >= 38
+    centred = fold(clips).movedim(1, -1) - basis.mean
+    projected = (centred @ basis.axes.T @ basis.axes + basis.mean).movedim(-1, 1).clamp(-1, 1)
+    torch.testing.assert_close(fold(reconstruct(vae, clips)), projected, atol=1e-3, rtol=0)
 
 
 def test_contact_sheet_has_a_row_for_each_clip() -> None:

@@ -143,9 +143,8 @@ def _history_table(runs: list[Run]) -> str:
     ]
     for i, run in enumerate(runs, 1):
         losses = f"{_number(run.first_loss)}, {_number(run.last_loss)}"
-        lines.append(
-            f"| {i} | {run.device} | {'-' if run.steps is None else run.steps} | {run.samples} | {run.minutes:.0f} | {losses} |"
-        )
+        steps = "-" if run.steps is None else run.steps
+        lines.append(f"| {i} | {run.device} | {steps} | {run.samples} | {run.minutes:.0f} | {losses} |")
     lines.append("")
     lines += [f"{i}. `{run.command}`" + (f" {run.note}" if run.note else "") for i, run in enumerate(runs, 1)]
     return "\n".join(lines) + "\n"
