@@ -143,16 +143,18 @@ def _sparse(site: AttentionSite, work: Work, q: torch.Tensor, k: torch.Tensor, v
     layout = site.state.layout(q.device)
     if not site.state.tiled:
         q, k, v = layout.tile(q), layout.tile(k), layout.tile(v)
-    out = torch.empty_like(q)
+    out: torch.Tensor | None = None
     for kernel, group in work:
         heads = group.heads
         qh, kh, vh = (q, k, v) if heads is None else (x.index_select(2, heads) for x in (q, k, v))
         result = kernel(qh, kh, vh, layout, group.mask, precision=group.precision, tail=group.tail)
         assert isinstance(result, torch.Tensor)  # no LSE was asked for
-        if heads is None:
+        if heads is None:  # the only group, so its output is the layer's
             out = result
         else:
+            out = torch.empty_like(q) if out is None else out
             out.index_copy_(2, heads, result)
+    assert out is not None  # there is at least one group
     return out if site.state.tiled else layout.untile(out)
 
 
