@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidaccel.pipelines.demo.clips import COLOURS, FAR, GROUND, HOP, LARGE, NEAR, SMALL, ClipSpec
+from vidaccel.pipelines.demo.clips import COLOURS, GROUND, HOP, LARGE, SMALL, TRAVEL, ClipSpec
 
 Array = NDArray[np.float32]
 
@@ -159,7 +159,7 @@ def _match_track(masks: NDArray[np.bool_], frames: NDArray[np.intp], total: int)
     y = (masks.mean(axis=2) @ centres) / (area * side)
     track = np.stack([x, y, np.sqrt(area / math.pi)])
     time = frames / max(total - 1, 1)
-    journey = NEAR + (FAR - NEAR) * time
+    journey = 0.5 + TRAVEL * time
     grow, steady = SMALL + (LARGE - SMALL) * time, track[2].mean() + 0 * time
     shrink = grow[::-1] * (track[2].mean() / grow[::-1].mean())  # a triangle covers less than a circle of its size
     grow = grow * (track[2].mean() / grow.mean())
