@@ -161,7 +161,9 @@ class BlockMask:
         return BlockMask.from_dense(self.dense | other.dense)
 
     def to(self, device: torch.device | str) -> BlockMask:
-        """The same mask on another device."""
+        """The same mask on another device; itself, with what is cached for it, if it is there already."""
+        if torch.device(device) == self.device:
+            return self
         return BlockMask(self.kv_num_blocks.to(device), self.kv_indices.to(device))
 
     def to_flex(self, layout: TokenLayout) -> FlexBlockMask:

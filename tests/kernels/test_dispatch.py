@@ -9,7 +9,7 @@ import torch
 
 from tests.kernels.helpers import make_layout, random_mask, random_qkv
 from vidaccel.errors import KernelError
-from vidaccel.kernels import reference, torch_sparse
+from vidaccel.kernels import reference, torch_sparse, triton
 from vidaccel.kernels.contract import Kernel, KernelRequest
 from vidaccel.kernels.dispatch import kernels, select, why_not_table
 from vidaccel.types import PRECISIONS
@@ -23,19 +23,22 @@ def test_every_kernel_keeps_the_contract() -> None:
     wanted = list(inspect.signature(Kernel.__call__).parameters)[1:]
     for kernel in kernels():
         assert isinstance(kernel, Kernel)
-    for module in (reference, torch_sparse):
+    for module in (reference, torch_sparse, triton):
         assert list(inspect.signature(module.block_sparse_attention).parameters)[: len(wanted)] == wanted
 
 
 def test_the_preferred_kernel_comes_first_and_the_oracle_last() -> None:
     names = [kernel.name for kernel in kernels()]
     assert names[-1] == "reference" and len(set(names)) == len(names)
-    assert select(request()).name == names[0] == "torch-sparse"
+    assert names[0] == "triton" and select(request()).name == names[1] == "torch-sparse"
 
 
 def test_the_oracle_runs_only_by_name() -> None:
     assert select(request("int8"), prefer="reference").name == "reference"
-    with pytest.raises(KernelError, match=r"precision 'int8' for torch.float32 on cpu \(torch-sparse: computes in"):
+    with pytest.raises(
+        KernelError,
+        match=r"precision 'int8' for torch.float32 on cpu \(triton: runs on CUDA .*; torch-sparse: computes in",
+    ):
         select(request("int8"))
 
 
@@ -43,17 +46,19 @@ def test_prefer_is_not_a_wish() -> None:
     """A kernel asked for by name is used or refused, never replaced by another one."""
     with pytest.raises(KernelError, match="quantised"):
         select(request("int8"), prefer="torch-sparse")
-    with pytest.raises(KernelError, match="no kernel 'tritn'; valid are torch-sparse, reference"):
+    with pytest.raises(KernelError, match="no kernel 'tritn'; valid are triton, torch-sparse, reference"):
         select(request(), prefer="tritn")
 
 
 def test_why_not_table() -> None:
     table = why_not_table(request("int8"))
     assert table["reference"] is None and "quantised" in str(table["torch-sparse"])
-    assert set(why_not_table(request()).values()) == {None}
+    table = why_not_table(request())
+    assert "runs on CUDA devices, not on cpu" in str(table.pop("triton"))
+    assert set(table.values()) == {None}
 
 
-@pytest.mark.parametrize("name", [kernel.name for kernel in kernels()])
+@pytest.mark.parametrize("name", ["torch-sparse", "reference"])
 def test_kernels_pass_every_argument_on(name: str) -> None:
     layout = make_layout()
     q, k, v = random_qkv(layout)

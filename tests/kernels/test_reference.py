@@ -11,7 +11,7 @@ import torch
 from tests.kernels.helpers import make_layout, random_mask, random_qkv
 from vidaccel.blockmask import BlockMask
 from vidaccel.errors import KernelError, LayoutError
-from vidaccel.kernels.contract import KernelRequest
+from vidaccel.kernels.contract import KernelRequest, Skips
 from vidaccel.kernels.quantise import quantise, quantise_channels, quantise_weights, row_groups
 from vidaccel.kernels.reference import block_sparse_attention, why_not
 from vidaccel.types import PRECISIONS, Precision
@@ -180,3 +180,41 @@ def test_why_not() -> None:
     q = q.to(torch.int8)
     with pytest.raises(KernelError, match="not a floating dtype"):
         block_sparse_attention(q, q, q, LAYOUT, mask)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, -1.0, -math.inf])
+def test_skips_by_brute_force(threshold: float) -> None:
+    q, k, v, mask = inputs()
+    limits = torch.tensor([threshold, 2 * threshold])
+    skips = Skips.of(limits, q)
+    out, lse = exact(skips=skips)
+    edges = LAYOUT.block_offsets.tolist()
+    scores = torch.einsum("bshd,bthd->bhst", q.double(), k.double()) / math.sqrt(q.shape[-1])
+    counts = torch.zeros(1, 2, dtype=torch.int32)
+    for h in range(2):
+        for i in range(LAYOUT.num_blocks):
+            rows = slice(edges[i], edges[i + 1])
+            seen = [-math.inf] * (rows.stop - rows.start)
+            keys: list[int] = []
+            for j in mask.dense[0, h, i].nonzero().flatten().tolist():
+                columns = range(edges[j], edges[j + 1])
+                best = [max(float(scores[0, h, r, c]) for c in columns) for r in range(rows.start, rows.stop)]
+                seen = [max(a, b) for a, b in zip(seen, best, strict=True)]
+                if max(a - b for a, b in zip(best, seen, strict=True)) < float(limits[h]):
+                    counts[0, h] += 1
+                else:
+                    keys += columns
+            part = scores[0, h, rows][:, keys]
+            torch.testing.assert_close(out[0, rows, h], part.softmax(-1) @ v[0, keys, h].double())
+            torch.testing.assert_close(lse[0, h, rows], part.logsumexp(-1))
+    assert torch.equal(skips.skipped, counts)
+    if threshold == -0.1:
+        assert counts.any()
+
+
+def test_bad_skip_thresholds_are_named() -> None:
+    q = inputs()[0]
+    with pytest.raises(KernelError, match="3 skip thresholds for 2 heads"):
+        Skips.of(torch.zeros(3), q)
+    with pytest.raises(KernelError, match="at most 0"):
+        Skips.of(0.5, q)

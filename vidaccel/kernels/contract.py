@@ -12,10 +12,43 @@ from ..errors import KernelError, LayoutError
 from ..layout import TokenLayout
 from ..types import Precision
 
-__all__ = ["AttentionResult", "Kernel", "KernelRequest", "check_inputs"]
+__all__ = ["AttentionResult", "Kernel", "KernelRequest", "Skips", "check_inputs"]
 
 #: What a kernel returns: the output, or with ``return_lse=True`` the output and its log-sum-exp.
 AttentionResult = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Skips:
+    """In-kernel skipping, and how often it happened.
+
+    Walking a query block's list in ascending order, a key block is passed over when in none of the block's query rows
+    its largest score comes within ``threshold`` of the largest score so far. Its exponentials, its V and its product
+    are then spared, and it is missing from the output and from the LSE alike (BLASST; stage 2 of SpargeAttn).
+
+    Args:
+        threshold: float32 [H], natural-log units, BLASST's ln(lambda); -inf never skips.
+        skipped: int32 [B,H], to which the kernel adds the (query block, key block) pairs that it passed over.
+    """
+
+    threshold: torch.Tensor
+    skipped: torch.Tensor
+
+    @staticmethod
+    def of(threshold: torch.Tensor | float, q: torch.Tensor) -> Skips:
+        """Skips for q [B,S,H,D] with one threshold, or one for each head, and the counts at zero.
+
+        Raises:
+            KernelError: if a threshold is positive or NaN, or their number is not that of the heads.
+        """
+        batch, _, heads, _ = q.shape
+        limits = torch.as_tensor(threshold, dtype=torch.float32, device=q.device)
+        if limits.dim() > 1 or limits.numel() not in (1, heads):
+            raise KernelError(f"{limits.numel()} skip thresholds for {heads} heads; give one, or one for each head")
+        if not bool((limits <= 0).all()):
+            raise KernelError(f"a skip threshold is {limits.max()}; it is the logarithm of a share, so at most 0")
+        counts = torch.zeros(batch, heads, dtype=torch.int32, device=q.device)
+        return Skips(limits.reshape(-1).expand(heads).contiguous(), counts)
 
 
 @dataclass(frozen=True)
@@ -29,6 +62,7 @@ class KernelRequest:
         precision: how QK^T and PV are to be computed.
         tail: whether skipped blocks are to be summarised by the pooled tail.
         return_lse: whether the log-sum-exp is wanted.
+        skip: whether key blocks may be passed over inside the kernel.
     """
 
     device: str
@@ -37,11 +71,14 @@ class KernelRequest:
     precision: Precision
     tail: bool = False
     return_lse: bool = False
+    skip: bool = False
 
     @staticmethod
-    def of(q: torch.Tensor, precision: Precision, *, tail: bool = False, return_lse: bool = False) -> KernelRequest:
+    def of(
+        q: torch.Tensor, precision: Precision, *, tail: bool = False, return_lse: bool = False, skip: bool = False
+    ) -> KernelRequest:
         """The request that a call with this q [B,S,H,D] makes."""
-        return KernelRequest(q.device.type, q.dtype, q.shape[-1], precision, tail, return_lse)
+        return KernelRequest(q.device.type, q.dtype, q.shape[-1], precision, tail, return_lse, skip)
 
 
 @runtime_checkable
@@ -54,7 +91,7 @@ class Kernel(Protocol):
 
     ``scale`` multiplies q k^T and is 1/sqrt(D) by default. With ``tail=True`` each query also attends the means of
     the blocks it skips: logits ``scale * q.kmean_j + log n_j`` for a block of n_j tokens, values ``vmean_j``, one
-    softmax over both.
+    softmax over both. Blocks that ``skips`` passes over are gone; the tail does not stand in for them.
     """
 
     @property
@@ -76,6 +113,7 @@ class Kernel(Protocol):
         precision: Precision = ...,
         tail: bool = False,
         return_lse: bool = False,
+        skips: Skips | None = None,
     ) -> AttentionResult:
         """Attention of q over the blocks of k and v that ``mask`` keeps."""
 

@@ -11,8 +11,8 @@ from ..blockmask import BlockMask
 from ..errors import KernelError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
-from . import reference, torch_sparse
-from .contract import AttentionResult, Kernel, KernelRequest
+from . import reference, torch_sparse, triton
+from .contract import AttentionResult, Kernel, KernelRequest, Skips
 
 __all__ = ["FunctionKernel", "kernels", "select", "why_not_table"]
 
@@ -47,13 +47,17 @@ class FunctionKernel:
         precision: Precision = PRECISIONS["native"],
         tail: bool = False,
         return_lse: bool = False,
+        skips: Skips | None = None,
     ) -> AttentionResult:
         """Attention of q over the blocks of k and v that ``mask`` keeps, as :class:`.contract.Kernel` has it."""
-        return self.function(q, k, v, layout, mask, scale=scale, precision=precision, tail=tail, return_lse=return_lse)
+        return self.function(
+            q, k, v, layout, mask, scale=scale, precision=precision, tail=tail, return_lse=return_lse, skips=skips
+        )
 
 
 #: In order of preference: one line registers a kernel.
 _KERNELS: tuple[Kernel, ...] = (
+    FunctionKernel("triton", triton.block_sparse_attention, triton.why_not),
     FunctionKernel("torch-sparse", torch_sparse.block_sparse_attention, torch_sparse.why_not),
 )
 

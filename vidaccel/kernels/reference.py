@@ -16,7 +16,7 @@ from ..blockmask import BlockMask
 from ..errors import KernelError, LayoutError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
-from .contract import AttentionResult, KernelRequest, check_inputs
+from .contract import AttentionResult, KernelRequest, Skips, check_inputs
 from .quantise import quantise, quantise_channels, quantise_weights, row_groups
 
 __all__ = ["block_sparse_attention", "why_not"]
@@ -44,6 +44,7 @@ def block_sparse_attention(
     precision: Precision = PRECISIONS["native"],
     tail: bool = False,
     return_lse: bool = False,
+    skips: Skips | None = None,
     compute_dtype: torch.dtype = torch.float64,
     token_mask: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
@@ -64,7 +65,7 @@ def block_sparse_attention(
         KernelError: if :func:`why_not` has a reason.
     """
     check_inputs(q, k, v, layout, mask)
-    reason = why_not(KernelRequest.of(q, precision, tail=tail, return_lse=return_lse))
+    reason = why_not(KernelRequest.of(q, precision, tail=tail, return_lse=return_lse, skip=skips is not None))
     if reason:
         raise KernelError(f"the reference cannot run this: {reason}")
     out_dtype = q.dtype if out_dtype is None else out_dtype
@@ -77,6 +78,8 @@ def block_sparse_attention(
     q, k, v = (x.transpose(1, 2).to(compute_dtype) for x in (q, k, v))
 
     scores = _scores(q, k, layout, precision, scale).masked_fill(~keep, -math.inf)
+    if skips is not None:
+        scores = _skip(scores, layout, mask, skips)
     top = scores.amax(-1, keepdim=True)
     weights = (scores - top).exp()
     total = weights.sum(-1, keepdim=True)
@@ -87,6 +90,24 @@ def block_sparse_attention(
         out, lse = _with_tail(out, lse, q, k, v, layout, mask, scale)
     out = out.transpose(1, 2).to(out_dtype)
     return (out, lse.to(torch.float64 if out_dtype == torch.float64 else torch.float32)) if return_lse else out
+
+
+def _skip(scores: torch.Tensor, layout: TokenLayout, mask: BlockMask, skips: Skips) -> torch.Tensor:
+    """Scores [B,H,S,S] with -inf where a block is passed over; counts those in ``skips``."""
+    limit = skips.threshold.to(scores)[:, None]
+    listed = mask.dense.to(scores.device).expand(*scores.shape[:2], -1, -1)
+    sizes = layout.block_sizes.tolist()
+    running = torch.full_like(scores[..., 0], -math.inf)
+    kept = []
+    for j, columns in enumerate(scores.split(sizes, dim=-1)):
+        local = columns.amax(-1)
+        running = torch.maximum(running, local)
+        nearest = torch.stack([rows.amax(-1) for rows in (local - running).split(sizes, dim=-1)], dim=-1)
+        passed = listed[..., j] & (nearest < limit)
+        skips.skipped.add_(passed.sum(-1, dtype=torch.int32))
+        rows = passed[..., layout.block_of_token.to(scores.device)]
+        kept.append(columns.masked_fill(rows.unsqueeze(-1), -math.inf))
+    return torch.cat(kept, dim=-1)
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout, precision: Precision, scale: float) -> torch.Tensor:

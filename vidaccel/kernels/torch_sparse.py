@@ -22,7 +22,7 @@ from ..blockmask import BlockMask
 from ..errors import KernelError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
-from .contract import AttentionResult, KernelRequest, check_inputs
+from .contract import AttentionResult, KernelRequest, Skips, check_inputs
 from .dense import attention_with_lse
 from .merge import merge
 from .schedule import Group, Schedule, schedule
@@ -47,6 +47,8 @@ def why_not(request: KernelRequest) -> str | None:
         return f"computes in the input's dtype only; precision {request.precision.name!r} is quantised"
     if request.dtype not in _DTYPES:
         return f"{request.dtype} is not supported; valid are {', '.join(map(str, _DTYPES))}"
+    if request.skip:
+        return "gathers a whole list before it sees a score, so it cannot skip blocks on the way"
     if request.device == "meta":
         return "meta tensors hold no data to attend"
     return None
@@ -63,6 +65,7 @@ def block_sparse_attention(
     precision: Precision = PRECISIONS["native"],
     tail: bool = False,
     return_lse: bool = False,
+    skips: Skips | None = None,
 ) -> AttentionResult:
     """Attention of q over the key blocks that ``mask`` keeps; arguments as :class:`.contract.Kernel` has them.
 
@@ -74,7 +77,7 @@ def block_sparse_attention(
         KernelError: if :func:`why_not` has a reason.
     """
     check_inputs(q, k, v, layout, mask)
-    reason = why_not(KernelRequest.of(q, precision, tail=tail, return_lse=return_lse))
+    reason = why_not(KernelRequest.of(q, precision, tail=tail, return_lse=return_lse, skip=skips is not None))
     if reason:
         raise KernelError(f"torch-sparse cannot run this: {reason}")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale

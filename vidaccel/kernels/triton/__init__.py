@@ -1,4 +1,99 @@
-"""Where the Triton kernels live: forward, quantise, pool and their shared primitives.
+"""Block-sparse and quantised attention in Triton, for CUDA devices from sm_80 on.
 
-Nothing outside this folder imports Triton, so that ``import vidaccel`` works without it.
+This module is the door: importing it needs no Triton; the kernels are imported at first use.
 """
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from ...blockmask import BlockMask
+from ...errors import KernelError
+from ...layout import TokenLayout
+from ...types import PRECISIONS, Precision
+from ..contract import AttentionResult, KernelRequest, Skips
+
+__all__ = ["block_sparse_attention", "why_not"]
+
+#: Oldest Triton with everything the kernels use, and what torch 2.10 and later bring along.
+OLDEST = (3, 6)
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def why_not(request: KernelRequest) -> str | None:
+    """Why the Triton kernels cannot run the request, or ``None``."""
+    if request.device != "cuda":
+        return f"runs on CUDA devices, not on {request.device}"
+    missing = _missing()
+    if missing:
+        return missing
+    if request.dtype not in _DTYPES:
+        return f"{request.dtype} is not supported; valid are {', '.join(map(str, _DTYPES))}"
+    if torch.version.hip is not None:
+        return "has never run on an AMD GPU"
+    lacking = lacks(torch.cuda.get_device_capability(), request.precision)
+    if lacking:
+        return lacking
+    from .configs import arch_of, choose, kind_of
+
+    try:
+        choose(arch_of(torch.device("cuda")), kind_of(request.dtype, request.precision), request.head_dim, 1)
+    except KernelError as error:
+        return str(error)
+    return None
+
+
+def lacks(capability: tuple[int, int], precision: Precision) -> str | None:
+    """What a CUDA device of this compute capability lacks for a precision, or ``None``."""
+    name = f"compute capability {capability[0]}.{capability[1]}"
+    if capability < (8, 0):
+        return f"{name} has no bf16 tensor cores; needs 8.0 or later"
+    if "fp8" in (precision.qk, precision.pv) and capability < (8, 9):
+        return f"{name} cannot multiply fp8; precision {precision.name!r} needs 8.9 or later"
+    if precision.smooth_q:
+        return f"Q smoothing, which precision {precision.name!r} asks for, is not built yet"
+    return None
+
+
+@cache
+def _missing() -> str | None:
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); pip install triton"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
+        return f"Triton {triton.__version__} is too old; install {OLDEST[0]}.{OLDEST[1]} or later"
+    return None
+
+
+def block_sparse_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: TokenLayout,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    precision: Precision = PRECISIONS["native"],
+    tail: bool = False,
+    return_lse: bool = False,
+    skips: Skips | None = None,
+) -> AttentionResult:
+    """Attention of q over the key blocks that ``mask`` keeps; arguments as :class:`..contract.Kernel` has them.
+
+    Raises:
+        LayoutError: if shapes and layout do not fit together.
+        KernelError: if :func:`why_not` has a reason, or ``scale`` is not positive.
+    """
+    request = KernelRequest.of(q, precision, tail=tail, return_lse=return_lse, skip=skips is not None)
+    reason = why_not(request)
+    if reason:
+        raise KernelError(f"the Triton kernel cannot run this: {reason}")
+    from .launch import launch
+
+    return launch(
+        q, k, v, layout, mask, scale=scale, precision=precision, tail=tail, return_lse=return_lse, skips=skips
+    )

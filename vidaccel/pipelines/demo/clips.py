@@ -50,7 +50,8 @@ _TONES = ((0.20, 0.25, 0.33), (0.33, 0.24, 0.18), (0.26, 0.26, 0.26))
 TRAVEL = 0.32  # length of a journey, which begins in the middle of the frame
 GROUND, HOP = 0.74, 0.46  # a bounce: lowest centre, height of the hop
 SMALL, LARGE = 0.08, 0.33  # radii between which a shape grows or shrinks
-TURN = math.pi  # angle of a whole spin: 12 degrees a frame in 16 frames, clear for all three shapes
+TURN = 2 * math.pi / 3  # angle of a whole spin: 8 degrees a frame in 16 frames
+SPINNING = 0.26  # mean radius of what spins: larger than what moves, because only its corners tell that it turns
 
 
 @dataclass(frozen=True, order=True)
@@ -166,6 +167,7 @@ def _tracks(specs: Sequence[ClipSpec], noise: Tensor, time: Tensor) -> tuple[Ten
     hops = GROUND + 0.03 * jitter[:, 4:5] - HOP * (2 * math.pi * time).sin().abs()
     y = torch.lerp(y, hops, is_motion["bouncing"])
     angle = angle + is_motion["spinning"] * TURN * time
+    radius = radius + is_motion["spinning"] * (SPINNING - 0.19)
     small, large = SMALL + 0.015 * jitter[:, 2:3], LARGE + 0.03 * jitter[:, 4:5]
     radius = torch.lerp(radius, torch.lerp(small, large, time), is_motion["growing"])
     radius = torch.lerp(radius, torch.lerp(large, small, time), is_motion["shrinking"])

@@ -181,7 +181,7 @@ def _match_track(masks: NDArray[np.bool_], frames: NDArray[np.intp], total: int)
 
 
 def _turns(angles: Array, symmetry: int) -> bool:
-    """Whether ``angles`` (degrees, known up to ``symmetry``) turn steadily one way, by a third of a circle or more."""
+    """Whether ``angles`` (degrees, known up to ``symmetry``) turn steadily one way, by at least a quarter circle."""
     steps = (np.diff(angles) + symmetry / 2) % symmetry - symmetry / 2
     total = float(steps.sum())
-    return abs(total) >= 120 and float((np.sign(steps) == np.sign(total)).mean()) >= 0.7
+    return abs(total) >= 90 and float((np.sign(steps) == np.sign(total)).mean()) >= 0.7

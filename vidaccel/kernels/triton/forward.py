@@ -1,0 +1,220 @@
+"""Block-sparse attention, one kernel for every precision and architecture.
+
+One program owns one piece of a query block of one head and walks its list of key pieces (:mod:`.worklist`)::
+
+    for piece in list:
+        s   = q k^T                     in the inputs' dtype, int8 or fp8
+        p   = online softmax            (:mod:`.softmax`)
+        acc = acc + p v                 in the inputs' dtype or fp8
+    out, lse = acc / total, log total
+
+All tiles are read and written through tensor descriptors: on Hopper and later they are TMA copies, elsewhere the
+compiler turns them into pipelined loads. The descriptors of Q and of the output cover exactly the rows of the
+program's own piece, so that short pieces at ragged edges neither read nor write their neighbours. Inside the loop
+everything else is a scalar load: with anything more, Triton 3.6 and 3.9 cannot specialise warps. Float32 inputs are
+multiplied as three tf32 products, which keeps float32's precision on tensor cores.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .softmax import largest, log_sum_exp, weights
+
+__all__ = ["block_sparse_forward"]
+
+#: Largest finite float8_e4m3fn: softmax weights are spread over the format's whole range.
+_P_RANGE: tl.constexpr = tl.constexpr(448.0)
+
+
+@triton.jit
+def block_sparse_forward(
+    # tensors: q and out [B,S,H,D], k [B,S+NB,H,D], v the same or, transposed, [B,H,D,columns]; lse [B,H,S]
+    q,
+    k,
+    v,
+    out,
+    lse,
+    # scales, read only by the precisions that have them: [B,H,S], [B,H,S+NB], [B,H,D], [B,H,D]
+    q_scale,
+    k_scale,
+    v_scale,
+    v_mean,
+    # work list, as in worklist.py
+    q_start,
+    q_len,
+    q_block,
+    k_start,
+    k_len,
+    v_start,
+    kv_num,
+    kv_index,
+    order,
+    bias,
+    # skip: per-head threshold [H] in base-2 units, and how often it was used [B,H]
+    threshold,
+    skipped,
+    # strides in elements; D is contiguous
+    q_batch,
+    q_row,
+    q_head,
+    k_batch,
+    k_row,
+    k_head,
+    v_batch,
+    v_row,
+    v_head,
+    out_batch,
+    out_row,
+    out_head,
+    list_batch,
+    list_head,
+    # sizes
+    tokens,
+    keys,
+    columns,
+    heads,
+    pieces,
+    blocks,
+    exact,
+    list_length,
+    bias_rows,
+    bias_columns,
+    factor,
+    # how
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    QK_8BIT: tl.constexpr,
+    PV_FP8: tl.constexpr,
+    ROWS_PER_SCALE: tl.constexpr,
+    V_MEAN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    TAIL: tl.constexpr,
+    SKIP: tl.constexpr,
+    LSE: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
+):
+    """One piece of queries of one head against its list of key pieces."""
+    program = tl.load(order + tl.program_id(0))
+    head = program // pieces
+    piece = program % pieces
+    b = (head // heads).to(tl.int64)
+    h = (head % heads).to(tl.int64)
+    first = tl.load(q_start + piece)
+    rows = tl.load(q_len + piece)
+
+    q_base = q + b * q_batch + h * q_head + first.to(tl.int64) * q_row
+    q_tile = tl.make_tensor_descriptor(q_base, [rows, D], [q_row, 1], [BLOCK_M, BLOCK_D])
+    k_tile = tl.make_tensor_descriptor(k + b * k_batch + h * k_head, [keys, D], [k_row, 1], [BLOCK_N, BLOCK_D])
+    v_base = v + b * v_batch + h * v_head
+    if PV_FP8:  # the tensor cores want fp8 V with the keys contiguous
+        v_tile = tl.make_tensor_descriptor(v_base, [D, columns], [v_row, 1], [BLOCK_D, BLOCK_N])
+    else:
+        v_tile = tl.make_tensor_descriptor(v_base, [keys, D], [v_row, 1], [BLOCK_N, BLOCK_D])
+    if TAIL:
+        bias_tile = tl.make_tensor_descriptor(bias, [bias_rows, bias_columns], [bias_columns, 1], [1, BLOCK_N])
+
+    row = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_N)
+    factors = tl.full([BLOCK_M], factor, tl.float32)
+    if QK_8BIT:
+        q_scales = q_scale + head.to(tl.int64) * tokens
+        factors = factors * _row_scales(q_scales, first, rows, ROWS_PER_SCALE, BLOCK_M)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if SKIP:
+        limit = tl.load(threshold + h)
+        skips = 0
+
+    lists = b * list_batch + h * list_head + piece
+    kv = kv_index + lists * list_length
+    k_scales = k_scale + head.to(tl.int64) * keys
+    queries = q_tile.load([0, 0])
+    for i in tl.range(0, tl.load(kv_num + lists), warp_specialize=WARP_SPECIALIZE):
+        kv_piece = tl.load(kv + i)
+        start = tl.load(k_start + kv_piece)
+        scores = tl.dot(queries, k_tile.load([start, 0]).T, input_precision="tf32x3").to(tl.float32)
+        step = factors
+        if QK_8BIT:
+            if ROWS_PER_SCALE >= BLOCK_N:
+                step = factors * tl.load(k_scales + start)
+            else:
+                key_scales = _row_scales(k_scales, start, tl.load(k_len + kv_piece), ROWS_PER_SCALE, BLOCK_N)
+                scores = scores * key_scales[None, :]
+        if TAIL:
+            is_mean = kv_piece >= exact
+            bias_row = tl.where(is_mean, _bias_row(lists, piece, pieces, blocks, q_block), bias_rows - 1)
+            bias_column = tl.where(is_mean, (kv_piece - exact) * BLOCK_N, 0)
+            scores = scores * step[:, None] + bias_tile.load([bias_row, bias_column])
+        if RAGGED:
+            scores = tl.where((column < tl.load(k_len + kv_piece))[None, :], scores, float("-inf"))
+        local = largest(scores, step, TAIL)
+        new_top = tl.maximum(top, local)
+        if SKIP:
+            # nothing in this piece comes near any row's maximum: no exponentials, no V, no product
+            nearest = tl.max(tl.where(row < rows, local - new_top, float("-inf")), 0)
+            if (nearest < limit) & (kv_piece < exact):
+                skips += 1
+            else:
+                p = weights(scores, step, new_top, TAIL)
+                fade = tl.exp2(top - new_top)
+                total = total * fade + tl.sum(p, 1)
+                acc = _accumulate(acc * fade[:, None], p, v_tile, v_start, kv_piece, start, PV_FP8)
+                top = new_top
+        else:
+            p = weights(scores, step, new_top, TAIL)
+            fade = tl.exp2(top - new_top)
+            total = total * fade + tl.sum(p, 1)
+            acc = _accumulate(acc * fade[:, None], p, v_tile, v_start, kv_piece, start, PV_FP8)
+            top = new_top
+
+    acc = acc / total[:, None]
+    if PV_FP8:
+        channel = tl.arange(0, BLOCK_D)
+        scale = tl.load(v_scale + head.to(tl.int64) * D + channel, mask=channel < D, other=0.0)
+        acc = acc * (scale / _P_RANGE)[None, :]
+        if V_MEAN:
+            acc = acc + tl.load(v_mean + head.to(tl.int64) * D + channel, mask=channel < D, other=0.0)[None, :]
+    out_base = out + b * out_batch + h * out_head + first.to(tl.int64) * out_row
+    out_tile = tl.make_tensor_descriptor(out_base, [rows, D], [out_row, 1], [BLOCK_M, BLOCK_D])
+    out_tile.store([0, 0], acc.to(out.dtype.element_ty))
+    if LSE:
+        tl.store(lse + head.to(tl.int64) * tokens + first + row, log_sum_exp(top, total), mask=row < rows)
+    if SKIP:
+        tl.atomic_add(skipped + head, skips)
+
+
+@triton.jit
+def _accumulate(acc, p, v_tile, v_start, kv_piece, start, PV_FP8: tl.constexpr):
+    """acc + p v, [BLOCK_M, BLOCK_D]."""
+    if PV_FP8:
+        # Each product starts from zero and is added in float32: the tensor cores add fp8 products with fewer bits,
+        # which over a long list would lose the small ones (SageAttention2).
+        values = v_tile.load([0, tl.multiple_of(tl.load(v_start + kv_piece), 16)]).T
+        acc = acc + tl.dot((p * _P_RANGE).to(values.dtype), values)
+    else:
+        values = v_tile.load([start, 0])
+        acc = tl.dot(p.to(values.dtype), values, acc, input_precision="tf32x3")
+    return acc
+
+
+@triton.jit
+def _row_scales(scales, first, rows, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Scale of each row of a piece, [BLOCK], from one scalar load for every ROWS of them; a vector load would keep
+    Triton from specialising warps."""
+    row = tl.arange(0, BLOCK)
+    result = tl.full([BLOCK], 1.0, tl.float32) * tl.load(scales + first)
+    for group in tl.static_range(1, BLOCK // ROWS):
+        scale = tl.load(scales + first + tl.minimum(group * ROWS, rows - 1))
+        result = tl.where(row // ROWS == group, scale, result)
+    return result
+
+
+@triton.jit
+def _bias_row(lists, piece, pieces, blocks, q_block):
+    """Row of the tail's bias table for a query piece: its block, in its head's part of the table."""
+    return ((lists - piece) // pieces * blocks + tl.load(q_block + piece)).to(tl.int32)

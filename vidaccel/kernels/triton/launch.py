@@ -1,0 +1,172 @@
+"""Launches the block-sparse forward kernel: preparation, work list, configuration, one call."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+
+from ...blockmask import BlockMask
+from ...errors import KernelError
+from ...layout import TokenLayout
+from ...types import PRECISIONS, Precision
+from ..contract import AttentionResult, Skips, check_inputs
+from ..quantise import ROWS
+from .configs import Config, config_for
+from .forward import block_sparse_forward
+from .preparation import Prepared, append_means, prepare
+from .worklist import WorkList, worklist
+
+__all__ = ["launch"]
+
+_LOG2_E = 1.0 / math.log(2.0)
+
+
+def launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: TokenLayout,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    precision: Precision = PRECISIONS["native"],
+    tail: bool = False,
+    return_lse: bool = False,
+    skips: Skips | None = None,
+    config: Config | None = None,
+) -> AttentionResult:
+    """Attention of q over the key blocks that ``mask`` keeps; arguments as :class:`..contract.Kernel` has them.
+
+    Args:
+        config: tile sizes and warps, ``None`` for this device's own.
+
+    Raises:
+        LayoutError: if shapes and layout do not fit together.
+        KernelError: if ``scale`` is not positive.
+    """
+    check_inputs(q, k, v, layout, mask)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if not scale > 0:
+        raise KernelError(f"scale is {scale}; the Triton kernel takes the maximum before scaling and needs it positive")
+    if config is None:
+        config = config_for(q, layout, precision)
+    batch, tokens, heads, _ = q.shape
+    work = worklist(mask.to(q.device), layout, batch, heads, config.block_m, config.block_n, tail=tail)
+    ready = _prepare(q, k, v, layout, precision, tail)
+    out = _room(q.shape, q)
+    lse = torch.empty(batch, heads, tokens if return_lse else 0, dtype=torch.float32, device=q.device)
+    _run(ready, out, lse, work, layout, precision, scale, skips, config)
+    if return_lse and ready.k_mean is not None:
+        # K smoothing lowered every score of a row by scale * q.k_mean
+        lse += scale * torch.einsum("bshd,bhd->bhs", q.float(), ready.k_mean)
+    return (out, lse) if return_lse else out
+
+
+def _prepare(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: TokenLayout, precision: Precision, tail: bool
+) -> Prepared:
+    """What the kernel reads: 8-bit copies where the precision wants them, block means behind the keys for a tail."""
+    if precision.quantised:
+        return prepare(q, k, v, layout, precision, tail=tail)
+    if tail:
+        k, v = append_means(k, layout), append_means(v, layout)
+    return Prepared(*(_addressable(x) for x in (q, k, v)))
+
+
+def _addressable(x: torch.Tensor) -> torch.Tensor:
+    """``x`` [B,S,H,D], copied if a tensor descriptor could not address it.
+
+    Descriptors need contiguous channels, and addresses and strides in multiples of 16 bytes.
+    """
+    size = x.element_size()
+    aligned = x.data_ptr() % 16 == 0 and all(stride * size % 16 == 0 for stride in x.stride()[:-1])
+    return x if x.stride(-1) == 1 and aligned else _room(x.shape, x).copy_(x)
+
+
+def _room(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
+    """An empty tensor that a descriptor can address: rows of channels start at multiples of 16 bytes."""
+    *rows, channels = shape
+    step = 16 // like.element_size()
+    return torch.empty(*rows, channels + -channels % step, dtype=like.dtype, device=like.device)[..., :channels]
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    """Memory for the descriptors that programs make; torch's allocations are aligned enough."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def _run(
+    ready: Prepared,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    work: WorkList,
+    layout: TokenLayout,
+    precision: Precision,
+    scale: float,
+    skips: Skips | None,
+    config: Config,
+) -> None:
+    _, tokens, heads, channels = ready.q.shape
+    q, k, v = ready.q, ready.k, ready.v
+    fp8_values = precision.pv == "fp8"
+    pieces = len(work.q)
+    wide_batch, wide_head = (0 if n == 1 else 1 for n in work.kv_num.shape[:2])
+    triton.set_allocator(_scratch)
+    none = out  # stands in for a tensor that this precision does not read
+    block_sparse_forward[(work.order.numel(),)](
+        q,
+        k,
+        v,
+        out,
+        lse,
+        none if ready.q_scale is None else ready.q_scale,
+        none if ready.k_scale is None else ready.k_scale,
+        none if ready.v_scale is None else ready.v_scale,
+        none if ready.v_mean is None else ready.v_mean,
+        work.q.start,
+        work.q.length,
+        work.q.block,
+        work.k.start,
+        work.k.length,
+        work.k_aligned if fp8_values else work.k.start,
+        work.kv_num,
+        work.kv_index,
+        work.order,
+        none if work.bias is None else work.bias,
+        none if skips is None else (skips.threshold * _LOG2_E).expand(heads).contiguous(),
+        none if skips is None else skips.skipped,
+        *(q.stride(i) for i in (0, 1, 2)),
+        *(k.stride(i) for i in (0, 1, 2)),
+        *((v.stride(0), v.stride(2), v.stride(1)) if fp8_values else (v.stride(i) for i in (0, 1, 2))),
+        *(out.stride(i) for i in (0, 1, 2)),
+        wide_batch * work.kv_num.shape[1] * pieces,
+        wide_head * pieces,
+        tokens,
+        k.shape[1],
+        v.shape[-1],
+        heads,
+        pieces,
+        layout.num_blocks,
+        work.exact,
+        work.kv_index.shape[-1],
+        0 if work.bias is None else work.bias.shape[0],
+        0 if work.bias is None else work.bias.shape[1],
+        scale * _LOG2_E,
+        D=channels,
+        BLOCK_D=triton.next_power_of_2(channels),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        QK_8BIT=precision.qk != "native",
+        PV_FP8=fp8_values,
+        ROWS_PER_SCALE=ROWS if precision.granularity == "rows32" else max(config.block_m, config.block_n),
+        V_MEAN=ready.v_mean is not None,
+        RAGGED=work.ragged,
+        TAIL=work.bias is not None,
+        SKIP=skips is not None,
+        LSE=lse.numel() > 0,
+        WARP_SPECIALIZE=config.warp_specialize,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
