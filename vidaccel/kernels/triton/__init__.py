@@ -53,8 +53,6 @@ def lacks(capability: tuple[int, int], precision: Precision) -> str | None:
         return f"{name} has no bf16 tensor cores; needs 8.0 or later"
     if "fp8" in (precision.qk, precision.pv) and capability < (8, 9):
         return f"{name} cannot multiply fp8; precision {precision.name!r} needs 8.9 or later"
-    if precision.smooth_q:
-        return f"Q smoothing, which precision {precision.name!r} asks for, is not built yet"
     return None
 
 

@@ -47,7 +47,7 @@ def block_sparse_forward(
     q_block,
     k_start,
     k_len,
-    v_start,
+    k_aligned,
     kv_num,
     kv_index,
     order,
@@ -92,7 +92,7 @@ def block_sparse_forward(
     ROWS_PER_SCALE: tl.constexpr,
     V_MEAN: tl.constexpr,
     RAGGED: tl.constexpr,
-    TAIL: tl.constexpr,
+    BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     LSE: tl.constexpr,
     WARP_SPECIALIZE: tl.constexpr,
@@ -105,6 +105,7 @@ def block_sparse_forward(
     h = (head % heads).to(tl.int64)
     first = tl.load(q_start + piece)
     rows = tl.load(q_len + piece)
+    block = tl.load(q_block + piece)
 
     q_base = q + b * q_batch + h * q_head + first.to(tl.int64) * q_row
     q_tile = tl.make_tensor_descriptor(q_base, [rows, D], [q_row, 1], [BLOCK_M, BLOCK_D])
@@ -114,7 +115,7 @@ def block_sparse_forward(
         v_tile = tl.make_tensor_descriptor(v_base, [D, columns], [v_row, 1], [BLOCK_D, BLOCK_N])
     else:
         v_tile = tl.make_tensor_descriptor(v_base, [keys, D], [v_row, 1], [BLOCK_N, BLOCK_D])
-    if TAIL:
+    if BIAS:
         bias_tile = tl.make_tensor_descriptor(bias, [bias_rows, bias_columns], [bias_columns, 1], [1, BLOCK_N])
 
     row = tl.arange(0, BLOCK_M)
@@ -145,14 +146,18 @@ def block_sparse_forward(
             else:
                 key_scales = _row_scales(k_scales, start, tl.load(k_len + kv_piece), ROWS_PER_SCALE, BLOCK_N)
                 scores = scores * key_scales[None, :]
-        if TAIL:
-            is_mean = kv_piece >= exact
-            bias_row = tl.where(is_mean, _bias_row(lists, piece, pieces, blocks, q_block), bias_rows - 1)
-            bias_column = tl.where(is_mean, (kv_piece - exact) * BLOCK_N, 0)
+        if BIAS:
+            if BIAS == 1:  # only means have one: the rows are those of the lists, and a last row of zeros serves keys
+                is_mean = kv_piece >= exact
+                bias_row = tl.where(is_mean, (lists - piece) // pieces * blocks + block, bias_rows - 1).to(tl.int32)
+                bias_column = tl.where(is_mean, (kv_piece - exact) * BLOCK_N, 0)
+            else:  # every key and mean has one
+                bias_row = head * blocks + block
+                bias_column = tl.multiple_of(tl.load(k_aligned + kv_piece), 16)
             scores = scores * step[:, None] + bias_tile.load([bias_row, bias_column])
         if RAGGED:
             scores = tl.where((column < tl.load(k_len + kv_piece))[None, :], scores, float("-inf"))
-        local = largest(scores, step, TAIL)
+        local = largest(scores, step, BIAS)
         new_top = tl.maximum(top, local)
         if SKIP:
             # nothing in this piece comes near any row's maximum: no exponentials, no V, no product
@@ -160,16 +165,16 @@ def block_sparse_forward(
             if (nearest < limit) & (kv_piece < exact):
                 skips += 1
             else:
-                p = weights(scores, step, new_top, TAIL)
+                p = weights(scores, step, new_top, BIAS)
                 fade = tl.exp2(top - new_top)
                 total = total * fade + tl.sum(p, 1)
-                acc = _accumulate(acc * fade[:, None], p, v_tile, v_start, kv_piece, start, PV_FP8)
+                acc = _accumulate(acc * fade[:, None], p, v_tile, k_aligned, kv_piece, start, PV_FP8)
                 top = new_top
         else:
-            p = weights(scores, step, new_top, TAIL)
+            p = weights(scores, step, new_top, BIAS)
             fade = tl.exp2(top - new_top)
             total = total * fade + tl.sum(p, 1)
-            acc = _accumulate(acc * fade[:, None], p, v_tile, v_start, kv_piece, start, PV_FP8)
+            acc = _accumulate(acc * fade[:, None], p, v_tile, k_aligned, kv_piece, start, PV_FP8)
             top = new_top
 
     acc = acc / total[:, None]
@@ -189,12 +194,12 @@ def block_sparse_forward(
 
 
 @triton.jit
-def _accumulate(acc, p, v_tile, v_start, kv_piece, start, PV_FP8: tl.constexpr):
+def _accumulate(acc, p, v_tile, k_aligned, kv_piece, start, PV_FP8: tl.constexpr):
     """acc + p v, [BLOCK_M, BLOCK_D]."""
     if PV_FP8:
         # Each product starts from zero and is added in float32: the tensor cores add fp8 products with fewer bits,
         # which over a long list would lose the small ones (SageAttention2).
-        values = v_tile.load([0, tl.multiple_of(tl.load(v_start + kv_piece), 16)]).T
+        values = v_tile.load([0, tl.multiple_of(tl.load(k_aligned + kv_piece), 16)]).T
         acc = acc + tl.dot((p * _P_RANGE).to(values.dtype), values)
     else:
         values = v_tile.load([start, 0])
@@ -212,9 +217,3 @@ def _row_scales(scales, first, rows, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         scale = tl.load(scales + first + tl.minimum(group * ROWS, rows - 1))
         result = tl.where(row // ROWS == group, scale, result)
     return result
-
-
-@triton.jit
-def _bias_row(lists, piece, pieces, blocks, q_block):
-    """Row of the tail's bias table for a query piece: its block, in its head's part of the table."""
-    return ((lists - piece) // pieces * blocks + tl.load(q_block + piece)).to(tl.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -16,11 +17,14 @@ from ..quantise import ROWS
 from .configs import Config, config_for
 from .forward import block_sparse_forward
 from .preparation import Prepared, append_means, prepare
-from .worklist import WorkList, worklist
+from .worklist import WorkList, aligned_offsets, worklist
 
 __all__ = ["launch"]
 
 _LOG2_E = 1.0 / math.log(2.0)
+
+#: Bytes of Q smoothing's term, query blocks x keys x heads: beyond it heads run one group after the other.
+_MAX_BIAS = 1 << 30
 
 
 def launch(
@@ -47,6 +51,10 @@ def launch(
         KernelError: if ``scale`` is not positive.
     """
     check_inputs(q, k, v, layout, mask)
+    together = max(1, _MAX_BIAS // (4 * q.shape[0] * layout.num_blocks * int(aligned_offsets(layout)[-1])))
+    if precision.smooth_q and together < q.shape[2]:
+        options = {"scale": scale, "precision": precision, "tail": tail, "return_lse": return_lse, "config": config}
+        return _by_heads(together, q, k, v, layout, mask, skips, **options)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if not scale > 0:
         raise KernelError(f"scale is {scale}; the Triton kernel takes the maximum before scaling and needs it positive")
@@ -64,6 +72,30 @@ def launch(
     return (out, lse) if return_lse else out
 
 
+def _by_heads(
+    together: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: TokenLayout,
+    mask: BlockMask,
+    skips: Skips | None,
+    **options: Any,
+) -> AttentionResult:
+    """:func:`launch` a few heads at a time."""
+    outs: list[torch.Tensor] = []
+    lses: list[torch.Tensor] = []
+    for first in range(0, q.shape[2], together):
+        heads = slice(first, first + together)
+        part = mask if mask.shape[1] == 1 else BlockMask(mask.kv_num_blocks[:, heads], mask.kv_indices[:, heads])
+        counted = None if skips is None else Skips(skips.threshold[heads], skips.skipped[:, heads])
+        result = launch(q[:, :, heads], k[:, :, heads], v[:, :, heads], layout, part, skips=counted, **options)
+        for parts, made in zip((outs, lses), result if isinstance(result, tuple) else (result,), strict=False):
+            parts.append(made)
+    whole = torch.cat(outs, dim=2)
+    return (whole, torch.cat(lses, dim=1)) if options["return_lse"] else whole
+
+
 def _prepare(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: TokenLayout, precision: Precision, tail: bool
 ) -> Prepared:
@@ -73,6 +105,28 @@ def _prepare(
     if tail:
         k, v = append_means(k, layout), append_means(v, layout)
     return Prepared(*(_addressable(x) for x in (q, k, v)))
+
+
+def _full_bias(smoothed: torch.Tensor, work: WorkList, layout: TokenLayout, scale: float) -> torch.Tensor:
+    """What is added to each score, in base-2 units: Q smoothing's term, and for block means the tail's as well.
+
+    Args:
+        smoothed: float32 [B,H,NB,S'], as :class:`.preparation.Prepared` has it.
+
+    Returns:
+        float32 [B * H * NB, columns], with each block's columns where :func:`.worklist.aligned_offsets` says.
+    """
+    batch, heads, blocks, rows = smoothed.shape
+    offsets = aligned_offsets(layout)
+    token = torch.arange(layout.tokens)
+    column = offsets[layout.block_of_token.cpu()] + token - layout.block_offsets[layout.block_of_token.cpu()]
+    column = torch.cat([column, offsets[-2] + torch.arange(rows - layout.tokens)]).to(smoothed.device)
+    bias = smoothed.new_full((batch, heads, blocks, int(offsets[-1])), -math.inf)
+    bias[..., column] = smoothed * (scale * _LOG2_E)
+    if work.bias is not None:
+        tail = work.bias[:-1, :blocks].view(*work.kv_num.shape[:2], blocks, blocks)
+        bias[..., int(offsets[-2]) : int(offsets[-2]) + blocks] += tail
+    return bias.flatten(0, 2)
 
 
 def _addressable(x: torch.Tensor) -> torch.Tensor:
@@ -114,6 +168,7 @@ def _run(
     pieces = len(work.q)
     wide_batch, wide_head = (0 if n == 1 else 1 for n in work.kv_num.shape[:2])
     triton.set_allocator(_scratch)
+    bias = work.bias if ready.bias is None else _full_bias(ready.bias, work, layout, scale)
     none = out  # stands in for a tensor that this precision does not read
     block_sparse_forward[(work.order.numel(),)](
         q,
@@ -134,7 +189,7 @@ def _run(
         work.kv_num,
         work.kv_index,
         work.order,
-        none if work.bias is None else work.bias,
+        none if bias is None else bias,
         none if skips is None else (skips.threshold * _LOG2_E).expand(heads).contiguous(),
         none if skips is None else skips.skipped,
         *(q.stride(i) for i in (0, 1, 2)),
@@ -151,8 +206,7 @@ def _run(
         layout.num_blocks,
         work.exact,
         work.kv_index.shape[-1],
-        0 if work.bias is None else work.bias.shape[0],
-        0 if work.bias is None else work.bias.shape[1],
+        *((0, 0) if bias is None else bias.shape),
         scale * _LOG2_E,
         D=channels,
         BLOCK_D=triton.next_power_of_2(channels),
@@ -163,7 +217,7 @@ def _run(
         ROWS_PER_SCALE=ROWS if precision.granularity == "rows32" else max(config.block_m, config.block_n),
         V_MEAN=ready.v_mean is not None,
         RAGGED=work.ragged,
-        TAIL=work.bias is not None,
+        BIAS=0 if bias is None else 1 if ready.bias is None else 2,
         SKIP=skips is not None,
         LSE=lse.numel() > 0,
         WARP_SPECIALIZE=config.warp_specialize,

@@ -35,6 +35,7 @@ class Prepared:
         v_scale: float32 [B,H,D], for fp8 PV.
         k_mean: float32 [B,H,D], what K smoothing took away.
         v_mean: float32 [B,H,D], what V smoothing took away.
+        bias: float32 [B,H,NB,S'], what Q smoothing took from the products of each query block: q_mean . k.
     """
 
     q: torch.Tensor
@@ -45,6 +46,7 @@ class Prepared:
     v_scale: torch.Tensor | None = None
     k_mean: torch.Tensor | None = None
     v_mean: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
 
 def append_means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
@@ -63,10 +65,14 @@ def prepare(
         ready_k = ready_k - k_mean.unsqueeze(-2)
     assert precision.qk != "native"  # Precision says so of every quantised one
     groups = row_groups(layout, precision.granularity)
+    q_means = _heads_first(_means(q, layout)) if precision.smooth_q else None
+    if q_means is not None:
+        ready_q = ready_q - q_means[..., layout.block_of_token.to(q.device), :]
     q8 = quantise(ready_q, groups, precision.qk)
     k8 = quantise(ready_k, groups, precision.qk)
     if tail:
         means = _heads_first(_means(ready_k.transpose(1, 2), layout))
+        ready_k = torch.cat([ready_k, means], dim=-2)
         k8 = _joined(k8, quantise(means, _mean_groups(layout.num_blocks, precision), precision.qk))
     values: torch.Tensor = v
     v_scale = v_mean = None
@@ -83,6 +89,7 @@ def prepare(
         v_scale=v_scale,
         k_mean=k_mean,
         v_mean=v_mean,
+        bias=None if q_means is None else q_means @ ready_k.mT,
     )
 
 

@@ -1,0 +1,99 @@
+"""The 8-bit precisions of the forward kernel on the interpreter, against the oracle that rounds with the same scales."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.kernels.helpers import make_layout, random_mask, random_qkv
+from vidaccel.blockmask import BlockMask
+from vidaccel.kernels import reference
+from vidaccel.kernels.triton.configs import Config
+from vidaccel.kernels.triton import launch as launch_module
+from vidaccel.kernels.triton.launch import launch
+from vidaccel.layout import TokenLayout
+from vidaccel.types import PRECISIONS, Precision
+
+RAGGED = {"grid": (3, 7, 6), "tile": (2, 4, 4)}
+QUANTISED = {name: precision for name, precision in PRECISIONS.items() if precision.quantised}
+# every option at once that the named recipes do not combine
+QUANTISED["smooth all"] = Precision("smooth all", "int8", "fp8", "rows32", smooth_k=True, smooth_q=True, smooth_v=True)
+QUANTISED["tensor"] = Precision("tensor", "fp8", "fp8", "tensor", smooth_k=True, smooth_v=True)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Relative L2."""
+    return float((a.double() - b).norm() / b.norm())
+
+
+def three(
+    precision: Precision, layout: TokenLayout, mask: BlockMask, tail: bool, config: Config | None = None, dim: int = 64
+) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """(output, LSE) of the kernel, of the oracle in this precision, and exactly."""
+    q, k, v = random_qkv(layout, batch=2, heads=2, dim=dim)
+    ours = launch(q, k, v, layout, mask, precision=precision, tail=tail, return_lse=True, config=config)
+    options = {"tail": tail, "return_lse": True, "out_dtype": torch.float64}
+    rounded = reference.block_sparse_attention(q, k, v, layout, mask, precision=precision, **options)
+    exact = reference.block_sparse_attention(q, k, v, layout, mask, **options)
+    return ours, rounded, exact
+
+
+@pytest.mark.parametrize("precision", QUANTISED.values(), ids=lambda p: p.name)
+def test_equals_the_oracle_with_the_same_roundings(precision: Precision) -> None:
+    layout = make_layout(**RAGGED, text=5)
+    (out, lse), (rounded, rounded_lse), (exact, _) = three(precision, layout, random_mask(layout, 2, [0.4, 0.8]), False)
+    # the scores are exact sums of the same integers or fp8 numbers, so the LSE differs by float32 rounding only
+    torch.testing.assert_close(lse.double(), rounded_lse, atol=1e-5, rtol=1e-5)
+    if precision.pv == "native":
+        torch.testing.assert_close(out.double(), rounded, atol=1e-5, rtol=1e-5)
+    else:
+        # P is rounded to 4 significant bits, here relative to the running maximum and there to the final one: two
+        # roundings of equal size, so they are no further from each other than sqrt(2) times from the exact result
+        assert distance(out, rounded) <= 1.42 * distance(rounded, exact)
+        assert distance(out, exact) <= 1.2 * distance(rounded, exact)
+
+
+@pytest.mark.parametrize("precision", QUANTISED.values(), ids=lambda p: p.name)
+def test_tail_costs_no_accuracy(precision: Precision) -> None:
+    """The oracle's tail is not rounded; the kernel's is, like everything else, so it is at most as bad as that."""
+    layout = make_layout(**RAGGED)
+    mask = random_mask(layout, 1, [0.3, 0.6])
+    (out, _), (rounded, _), (exact, _) = three(precision, layout, mask, True)
+    (_, _), (dropped, _), (kept_only, _) = three(precision, layout, mask, False)
+    assert distance(out, exact) <= distance(rounded, exact) + distance(dropped, kept_only)
+
+
+@pytest.mark.parametrize("name", ["int8-fp8", "fp8-tile"])
+@pytest.mark.parametrize(("block_m", "block_n"), [(16, 32), (32, 16), (64, 32)])
+def test_pieces_keep_their_scales(name: str, block_m: int, block_n: int) -> None:
+    """Blocks of 64 tokens cut into pieces: scales belong to blocks and groups of 32 rows, not to pieces."""
+    layout = make_layout((5, 4, 5), (4, 4, 4))
+    (out, lse), (rounded, rounded_lse), (exact, _) = three(
+        PRECISIONS[name], layout, random_mask(layout, 2, [0.5, 1.0]), False, Config(block_m, block_n, 4, 2), dim=32
+    )
+    torch.testing.assert_close(lse.double(), rounded_lse, atol=1e-5, rtol=1e-5)
+    assert distance(out, exact) <= 1.2 * distance(rounded, exact)
+
+
+def test_bf16_inputs_with_head_dim_96() -> None:
+    layout = make_layout(**RAGGED)
+    q, k, v = random_qkv(layout, heads=1, dim=96, dtype=torch.bfloat16)
+    mask = random_mask(layout, 1, [0.5])
+    for precision in PRECISIONS.values():
+        out = launch(q, k, v, layout, mask, precision=precision, tail=True)
+        assert out.dtype == torch.bfloat16 and out.isfinite().all()
+        exact = reference.block_sparse_attention(q, k, v, layout, mask, tail=True, out_dtype=torch.float64)
+        rounded = reference.block_sparse_attention(q, k, v, layout, mask, tail=True, precision=precision)
+        assert distance(out, exact) <= 1.5 * distance(rounded, exact)
+
+
+def test_q_smoothing_by_groups_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its term takes memory, so heads may run one after the other; that changes nothing."""
+    layout = make_layout((2, 4, 4), (1, 4, 4))
+    q, k, v = random_qkv(layout, heads=3, dim=32)
+    mask = random_mask(layout, 1, [0.5, 1.0, 0.5])
+    options = {"precision": QUANTISED["smooth all"], "tail": True, "return_lse": True}
+    whole = launch(q, k, v, layout, mask, **options)
+    monkeypatch.setattr(launch_module, "_MAX_BIAS", 1)
+    for one, other in zip(whole, launch(q, k, v, layout, mask, **options), strict=True):
+        assert torch.equal(one, other)
