@@ -6,7 +6,7 @@ spills and the right tensor-core instructions, never timed) or ``measured`` (tim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -18,7 +18,7 @@ from ...errors import KernelError
 from ...layout import TokenLayout
 from ...types import Precision
 
-__all__ = ["Config", "Entry", "arch_of", "choose", "config_for", "kind_of", "table"]
+__all__ = ["Config", "Entry", "arch_of", "choose", "config_for", "for_skipping", "kind_of", "table"]
 
 #: The architecture whose sizes the interpreter imitates.
 _INTERPRETED = 90
@@ -103,7 +103,21 @@ def choose(arch: int, kind: str, head_dim: int, block_tokens: int) -> Config:
     return min(sizes, key=lambda c: (c.block_m < block_tokens, c.block_m if c.block_m >= block_tokens else -c.block_m))
 
 
-def config_for(q: torch.Tensor, layout: TokenLayout, precision: Precision) -> Config:
+def for_skipping(config: Config) -> Config:
+    """The configuration for a kernel that skips: a branch in the loop rules out specialised warps, and without them
+    128 query rows take 8 warps and 64 keys a step."""
+    if not config.warp_specialize:
+        return config
+    return replace(
+        config,
+        block_n=min(config.block_n, 64),
+        warps=8 if config.block_m == 128 else 4,
+        warp_specialize=False,
+    )
+
+
+def config_for(q: torch.Tensor, layout: TokenLayout, precision: Precision, *, skip: bool = False) -> Config:
     """The configuration for q [B,S,H,D] on its device."""
     block_tokens = int(layout.block_sizes.max())
-    return choose(arch_of(q.device), kind_of(q.dtype, precision), q.shape[-1], block_tokens)
+    config = choose(arch_of(q.device), kind_of(q.dtype, precision), q.shape[-1], block_tokens)
+    return for_skipping(config) if skip else config

@@ -95,6 +95,7 @@ def block_sparse_forward(
     BIAS: tl.constexpr,
     SKIP: tl.constexpr,
     LSE: tl.constexpr,
+    FLOAT32_PRODUCT: tl.constexpr,
     WARP_SPECIALIZE: tl.constexpr,
 ):
     """One piece of queries of one head against its list of key pieces."""
@@ -138,7 +139,7 @@ def block_sparse_forward(
     for i in tl.range(0, tl.load(kv_num + lists), warp_specialize=WARP_SPECIALIZE):
         kv_piece = tl.load(kv + i)
         start = tl.load(k_start + kv_piece)
-        scores = tl.dot(queries, k_tile.load([start, 0]).T, input_precision="tf32x3").to(tl.float32)
+        scores = tl.dot(queries, k_tile.load([start, 0]).T, input_precision=FLOAT32_PRODUCT).to(tl.float32)
         step = factors
         if QK_8BIT:
             if ROWS_PER_SCALE >= BLOCK_N:
@@ -168,13 +169,13 @@ def block_sparse_forward(
                 p = weights(scores, step, new_top, BIAS)
                 fade = tl.exp2(top - new_top)
                 total = total * fade + tl.sum(p, 1)
-                acc = _accumulate(acc * fade[:, None], p, v_tile, k_aligned, kv_piece, start, PV_FP8)
+                acc = _accumulate(acc * fade[:, None], p, v_tile, k_aligned, kv_piece, start, PV_FP8, FLOAT32_PRODUCT)
                 top = new_top
         else:
             p = weights(scores, step, new_top, BIAS)
             fade = tl.exp2(top - new_top)
             total = total * fade + tl.sum(p, 1)
-            acc = _accumulate(acc * fade[:, None], p, v_tile, k_aligned, kv_piece, start, PV_FP8)
+            acc = _accumulate(acc * fade[:, None], p, v_tile, k_aligned, kv_piece, start, PV_FP8, FLOAT32_PRODUCT)
             top = new_top
 
     acc = acc / total[:, None]
@@ -194,7 +195,7 @@ def block_sparse_forward(
 
 
 @triton.jit
-def _accumulate(acc, p, v_tile, k_aligned, kv_piece, start, PV_FP8: tl.constexpr):
+def _accumulate(acc, p, v_tile, k_aligned, kv_piece, start, PV_FP8: tl.constexpr, FLOAT32_PRODUCT: tl.constexpr):
     """acc + p v, [BLOCK_M, BLOCK_D]."""
     if PV_FP8:
         # Each product starts from zero and is added in float32: the tensor cores add fp8 products with fewer bits,
@@ -203,7 +204,7 @@ def _accumulate(acc, p, v_tile, k_aligned, kv_piece, start, PV_FP8: tl.constexpr
         acc = acc + tl.dot((p * _P_RANGE).to(values.dtype), values)
     else:
         values = v_tile.load([start, 0])
-        acc = tl.dot(p.to(values.dtype), values, acc, input_precision="tf32x3")
+        acc = tl.dot(p.to(values.dtype), values, acc, input_precision=FLOAT32_PRODUCT)
     return acc
 
 

@@ -23,6 +23,10 @@ __all__ = ["launch"]
 
 _LOG2_E = 1.0 / math.log(2.0)
 
+#: How tensor cores multiply float32: as three tf32 products, which keeps its precision, or where Triton has no such
+#: thing (AMD) on the ordinary cores.
+FLOAT32_PRODUCT = "tf32x3" if torch.version.hip is None else "ieee"
+
 #: Bytes of Q smoothing's term, query blocks x keys x heads: beyond it heads run one group after the other.
 _MAX_BIAS = 1 << 30
 
@@ -59,7 +63,7 @@ def launch(
     if not scale > 0:
         raise KernelError(f"scale is {scale}; the Triton kernel takes the maximum before scaling and needs it positive")
     if config is None:
-        config = config_for(q, layout, precision)
+        config = config_for(q, layout, precision, skip=skips is not None)
     batch, tokens, heads, _ = q.shape
     work = worklist(mask.to(q.device), layout, batch, heads, config.block_m, config.block_n, tail=tail)
     ready = _prepare(q, k, v, layout, precision, tail)
@@ -220,6 +224,7 @@ def _run(
         BIAS=0 if bias is None else 1 if ready.bias is None else 2,
         SKIP=skips is not None,
         LSE=lse.numel() > 0,
+        FLOAT32_PRODUCT=FLOAT32_PRODUCT,
         WARP_SPECIALIZE=config.warp_specialize,
         num_warps=config.warps,
         num_stages=config.stages,

@@ -1,4 +1,4 @@
-"""The 8-bit precisions of the forward kernel on the interpreter, against the oracle that rounds with the same scales."""
+"""The 8-bit precisions of the kernel on the interpreter, against the oracle that rounds with the same scales."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from tests.kernels.helpers import make_layout, random_mask, random_qkv
 from vidaccel.blockmask import BlockMask
 from vidaccel.kernels import reference
-from vidaccel.kernels.triton.configs import Config
 from vidaccel.kernels.triton import launch as launch_module
+from vidaccel.kernels.triton.configs import Config
 from vidaccel.kernels.triton.launch import launch
 from vidaccel.layout import TokenLayout
 from vidaccel.types import PRECISIONS, Precision
