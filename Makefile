@@ -7,13 +7,16 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 CHECKED := vidaccel tests $(wildcard benchmarks examples)
 TYPED := vidaccel $(wildcard benchmarks examples)
+# the first gives the verdict on every launch configuration, the last is the newest
+TRITONS := 3.6.0 3.9.0
 
-.PHONY: help venv demo test lint types format bench clean
+.PHONY: help venv demo test test-python test-kernels lint types format bench clean
 
 help:
 	@echo "make venv    the environment in $(VENV), with the versions of constraints.txt"
 	@echo "make demo    one clip, dense and accelerated, and a table that compares them: outputs/demo.mp4"
-	@echo "make test    all tests"
+	@echo "make test    all tests: test-python and test-kernels"
+	@echo "make test-kernels  the Triton kernels on a CPU: their results, and their machine code for GPUs that are not here"
 	@echo "make lint    style and types (ruff, mypy); make format repairs the style"
 	@echo "make bench   attention on the CPU against dense, correctness first"
 
@@ -30,8 +33,26 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/vidaccel demo
 
-test: $(STAMP)
+test: test-python test-kernels
+
+test-python: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS)
+
+# Triton beside the environment, not in it: the other tests prove that everything works without
+.venv-triton-%/.installed: $(STAMP)
+	@echo "installing Triton $* in $(@D)"
+	@$(PIP) install --no-deps --target $(@D) triton==$*
+	@touch $@
+
+# one process for results, on the interpreter, and one for machine code: Triton reads TRITON_INTERPRET once
+test-kernels: $(TRITONS:%=.venv-triton-%/.installed)
+	@set -e; for triton in $(TRITONS); do \
+		export PYTHONPATH=.venv-triton-$$triton OMP_NUM_THREADS=1; \
+		echo "kernels on the interpreter of Triton $$triton"; \
+		TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/kernels/triton/interpreter; \
+		echo "machine code by Triton $$triton"; \
+		$(BIN)/python -m pytest -n $(JOBS) tests/kernels/triton/gate; \
+	done
 
 lint: $(STAMP)
 	@$(BIN)/ruff check $(CHECKED)
@@ -47,6 +68,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.attention --device cpu
+
+# make would delete them as intermediate files
+.PRECIOUS: .venv-triton-%/.installed
 
 clean:
 	rm -rf build dist outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

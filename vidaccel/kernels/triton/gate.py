@@ -207,6 +207,10 @@ def problems(
     legacy = code.count(_LEGACY[cores]) if cores in _LEGACY else 0
     if legacy:
         found.append(f"{legacy} products are of the generation before {cores}")
+    staged = code.count(r"STSM?\b", code.main_loop)
+    # tf32 products are exempt: splitting float32 into three goes through shared memory
+    if cores == "wgmma" and staged and "tf32" not in products:
+        found.append(f"{staged} stores to shared memory in the main loop: an operand is rearranged there each time")
     if warp_specialised and not code.warp_specialised:
         found.append("warp specialisation was asked for and is not there")
     if tma and not code.tma_loads:

@@ -8,7 +8,7 @@ who is shown a clip and asked what is there, and like that person it may answer 
 - *Shape*: the foreground of each frame, moved to the middle and scaled to a fixed area, is compared by intersection
   over union with templates of the shapes at all angles.
 - *Motion*: the track (x, y, radius) of the foreground is compared with the ideal track of every motion and with
-  standing still; what stands still is then searched for a steady turn.
+  standing still. What goes round must also turn while it does, unless it is a circle: else it does not spin.
 """
 
 import math
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidaccel.pipelines.demo.clips import COLOURS, GROUND, HOP, LARGE, SMALL, TRAVEL, ClipSpec
+from vidaccel.pipelines.demo.clips import COLOURS, GROUND, HOP, LARGE, PIVOT, SMALL, TRAVEL, TURN, ClipSpec
 
 Array = NDArray[np.float32]
 
@@ -31,7 +31,7 @@ STEP_DEGREES = 6  # spacing of the template angles
 MIN_PIXELS = 0.004  # foreground below this share of the frame counts as absent
 MIN_OVERLAP = 0.72  # mean intersection over union below which no shape is clear
 MAX_TRACK_ERROR = 0.11  # root mean square distance to the best ideal track above which no motion is clear
-SYMMETRY = {"circle": 360, "square": 90, "triangle": 120}  # a turn by this many degrees looks like none
+SYMMETRY = {"circle": STEP_DEGREES, "square": 90, "triangle": 120}  # a turn by this many degrees looks like none
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,13 @@ def read_clip(clip: Tensor) -> Reading:
     mean_overlap = overlaps.mean(axis=1)
     best = int(mean_overlap.argmax())
     shape = names[best]
-    track, error = _match_track(masks[present], np.flatnonzero(present), len(masks))
-    motion: str | None = track
-    if track == "still":
-        motion = "spinning" if _turns(angles[best], SYMMETRY[shape.split()[-1]]) else None
+    motion, error = _match_track(masks[present], np.flatnonzero(present), len(masks))
+    if motion == "spinning" and shape != "circle" and not _turns(angles[best], SYMMETRY[shape]):
+        motion = None
     clear = mean_overlap[best] >= MIN_OVERLAP
     return Reading(
         colour=_colour(pixels[masks]),
-        shape=shape.split()[-1] if clear else None,
+        shape=shape if clear else None,
         motion=motion if error <= MAX_TRACK_ERROR else None,
         wholeness=wholeness,
         overlap=float(mean_overlap[best]),
@@ -112,14 +111,13 @@ def _templates() -> dict[str, Array]:
     fine = (np.arange(CANVAS * 4, dtype=np.float32) + 0.5) / 4 - CANVAS / 2
     x, y = np.meshgrid(fine, fine)
     found: dict[str, Array] = {}
-    for name in ("circle", "notched circle", "square", "triangle"):
+    for name in ("circle", "square", "triangle"):
         turns = []
-        for degrees in range(0, 1 if name == "circle" else SYMMETRY[name.split()[-1]], STEP_DEGREES):
+        for degrees in range(0, SYMMETRY[name], STEP_DEGREES):
             cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
             u, v = x * cos + y * sin, y * cos - x * sin
             distance = {
                 "circle": np.hypot(u, v),
-                "notched circle": np.where((u > 0) & (np.abs(v) < 0.28 * 12), 99.0, np.hypot(u, v)),
                 "square": np.maximum(np.abs(u), np.abs(v)),
                 "triangle": np.maximum(math.sqrt(3) / 2 * np.abs(u) - 0.5 * v, v),
             }[name]
@@ -150,8 +148,8 @@ def _match_shapes(masks: NDArray[np.bool_]) -> tuple[Array, Array]:
     return np.stack(overlaps), np.stack(angles).astype(np.float32)
 
 
-def _match_track(masks: NDArray[np.bool_], frames: NDArray[np.intp], total: int) -> tuple[str, float]:
-    """The motion whose ideal track is nearest, or ``"still"``, and the distance in fractions of the side."""
+def _match_track(masks: NDArray[np.bool_], frames: NDArray[np.intp], total: int) -> tuple[str | None, float]:
+    """The motion whose ideal track is nearest (``None``: standing still), and the distance in fractions of the side."""
     side = masks.shape[-1]
     centres = (np.arange(side) + 0.5) / side
     area = masks.mean(axis=(1, 2))
@@ -164,14 +162,16 @@ def _match_track(masks: NDArray[np.bool_], frames: NDArray[np.intp], total: int)
     shrink = grow[::-1] * (track[2].mean() / grow[::-1].mean())  # a triangle covers less than a circle of its size
     grow = grow * (track[2].mean() / grow.mean())
     hops = GROUND - HOP * np.abs(np.sin(2 * math.pi * time))
+    round_x, round_y = PIVOT * np.sin(TURN * time), -PIVOT * np.cos(TURN * time)
     # Across the direction of motion the ideal is the track's own mean: where a shape travels is not part of the name.
     ideals = {
-        "still": (x.mean() + 0 * time, y.mean() + 0 * time, steady),
+        None: (x.mean() + 0 * time, y.mean() + 0 * time, steady),
         "moving right": (journey, y.mean() + 0 * time, steady),
         "moving left": (1 - journey, y.mean() + 0 * time, steady),
         "moving down": (x.mean() + 0 * time, journey, steady),
         "moving up": (x.mean() + 0 * time, 1 - journey, steady),
         "bouncing": (x.mean() + 0 * time, hops, steady),
+        "spinning": (x.mean() + round_x - round_x.mean(), y.mean() + round_y - round_y.mean(), steady),
         "growing": (x.mean() + 0 * time, y.mean() + 0 * time, grow),
         "shrinking": (x.mean() + 0 * time, y.mean() + 0 * time, shrink),
     }
