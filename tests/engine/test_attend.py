@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vidaccel
-from tests.wan_zoo import CASES
+from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.engine import attend as attend_module
 from vidaccel.engine.ops import attention

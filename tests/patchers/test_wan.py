@@ -1,4 +1,4 @@
-"""Each pipeline of the Wan family: dense is untouched, sparse equals the oracle, undo is exact."""
+"""What is special about the Wan family; what holds for all pipelines is in ``test_zoo.py``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import vidaccel
-from tests.wan_zoo import CASES, Case
+from tests.zoo.oracle import masked
+from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape, TokenLayout, VideoGrid
-from vidaccel.patchers.registry import family_of
+from vidaccel.patchers.wan import WanFamily
 from vidaccel.patterns.registry import build_pattern
 
 TILE = TileShape(2, 2, 2)  # ragged on every axis of the zoo's 3x3x5 grid
@@ -31,95 +32,6 @@ PER_HEAD = Plan(
     ),
     tile=TILE,
 )
-
-
-class Oracle:
-    """Runs the original processor with a dense boolean token mask in raster order."""
-
-    def __init__(self, original: Any, grid: list[VideoGrid], plan: Plan, num_heads: int) -> None:
-        self.original, self.grid, self.plan, self.num_heads = original, grid, plan, num_heads
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: Any = None,
-    ) -> torch.Tensor:
-        assert attention_mask is None
-        layout = TokenLayout.of(self.grid[0], self.plan.tile)
-        policy = self.plan.rules[0].policy
-        heads = []
-        for head in range(self.num_heads):
-            blocks = build_pattern(policy.for_head(head, self.num_heads).pattern).blocks(layout)
-            token = blocks[layout.block_of_token][:, layout.block_of_token]
-            heads.append(token[layout.inverse][:, layout.inverse])
-        mask = torch.stack(heads)[None]
-        return self.original(attn, hidden_states, encoder_hidden_states, mask, rotary_emb)
-
-
-def oracle_run(case: Case, plan: Plan, **overrides: Any) -> torch.Tensor:
-    pipe = case.make()
-    for model in (pipe.transformer, getattr(pipe, "transformer_2", None)):
-        if model is None:
-            continue
-        family = family_of(model)
-        assert family is not None
-        grid: list[VideoGrid] = []
-
-        def note(module: Any, args: Any, kwargs: Any, grid: list[VideoGrid] = grid) -> None:
-            latents = kwargs["hidden_states"]
-            grid[:] = [VideoGrid(latents.shape[2], latents.shape[3] // 2, latents.shape[4] // 2)]
-
-        model.register_forward_pre_hook(note, with_kwargs=True)
-        for _, module in family.attention_layers(model):
-            module.processor = Oracle(module.processor, grid, plan, module.heads)
-    return case.run(pipe, **overrides)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_dense_plan_and_undo_are_bit_identical(case: Case) -> None:
-    pipe = case.make()
-    before = case.run(pipe)
-    processors = dict(pipe.transformer.attn_processors)
-    session = vidaccel.patch(pipe, "dense")
-    assert torch.equal(case.run(pipe), before)
-    report = session.report()
-    assert report.calls > 0 and report.sparse_calls == 0 and report.density == 1.0 and not report.fallbacks
-    vidaccel.unpatch(pipe)
-    for name, processor in pipe.transformer.attn_processors.items():
-        assert processor is processors[name]
-
-    vidaccel.patch(pipe, SPARSE)
-    assert not torch.equal(case.run(pipe), before)
-    vidaccel.unpatch(pipe)
-    assert torch.equal(case.run(pipe), before)
-    assert not pipe.transformer._forward_pre_hooks and "cache_context" not in pipe.transformer.__dict__
-
-
-@pytest.mark.parametrize("plan", [SPARSE, PER_HEAD], ids=lambda plan: plan.name)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_sparse_equals_the_oracle(case: Case, plan: Plan) -> None:
-    expected = oracle_run(case, plan)
-    pipe = case.make()
-    session = vidaccel.patch(pipe, plan, strict=True)
-    found = case.run(pipe)
-    report = session.report()
-    assert report.calls == report.sparse_calls > 0
-    # three steps of a random fp32 model: rounding differs only by summation order
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(found, case.run(case.make()), rtol=1e-3, atol=1e-4)  # and the mask matters
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.batch], ids=str)
-def test_batch_of_two_prompts(case: Case) -> None:
-    two = {"prompt": ["a red ball", "a green square"], "negative_prompt": ["a cat", "a cat"]}
-    expected = oracle_run(case, PER_HEAD, **two)
-    assert expected.shape[0] == 2
-    pipe = case.make()
-    vidaccel.patch(pipe, PER_HEAD, strict=True)
-    torch.testing.assert_close(case.run(pipe, **two), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_coverage_is_exact() -> None:
@@ -181,25 +93,12 @@ def test_short_vace_control_reorders_per_layer() -> None:
         tile=TILE,
     )
     with torch.no_grad():
-        expected = oracle_model(model, full, call)
+        with masked(WanFamily(), model, full):
+            expected = model(**call)[0]
         session = vidaccel.patch(model, full)
         found = model(**call)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert any("in every layer" in event for event in session.report().events)
-
-
-def oracle_model(model: Any, plan: Plan, call: dict[str, Any]) -> torch.Tensor:
-    family = family_of(model)
-    assert family is not None
-    grid = [VideoGrid(*(s // p for s, p in zip(call["hidden_states"].shape[2:], (1, 2, 2), strict=True)))]
-    layers = list(family.attention_layers(model))
-    originals = [module.processor for _, module in layers]
-    for _, module in layers:
-        module.processor = Oracle(module.processor, grid, plan, module.heads)
-    out = model(**call)[0]
-    for (_, module), original in zip(layers, originals, strict=True):
-        module.processor = original
-    return out
 
 
 def test_batched_guidance_equals_separate_passes() -> None:

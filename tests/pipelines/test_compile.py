@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vidaccel
-from tests.wan_zoo import CASES
+from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 
 WINDOW = LayerPolicy((HeadPolicy(PatternSpec.make("sliding_tile", window=[1, 1, 1])),))

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 
 import vidaccel
-from tests.wan_zoo import CASES
+from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape, VideoGrid
 from vidaccel.patchers.fingerprint import fingerprint_of
 from vidaccel.patchers.registry import family_of
@@ -242,15 +242,36 @@ def test_half_a_patch_is_never_left_behind(pipe: Any, monkeypatch: pytest.Monkey
 
     processors = dict(pipe.transformer.attn_processors)
     made = []
+    real = wan.WanFamily.processor
 
     def processor(self: Any, original: Any) -> Any:
         if made:
             raise RuntimeError("boom")
         made.append(original)
-        return wan.WanSparseProcessor(original)
+        return real(self, original)
 
     monkeypatch.setattr(wan.WanFamily, "processor", processor)
     with pytest.raises(RuntimeError, match="boom"):
         vidaccel.patch(pipe, SPARSE)
     assert dict(pipe.transformer.attn_processors) == processors
     assert not pipe.transformer._forward_pre_hooks and vidaccel.session_of(pipe) is None
+
+
+def test_a_model_with_nothing_to_gain_is_left_dense_and_told() -> None:
+    from diffusers import LatteTransformer3DModel
+
+    model = LatteTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, num_layers=1, sample_size=8,
+        patch_size=2, cross_attention_dim=16, caption_channels=16, norm_type="ada_norm_single", video_length=2,
+    )  # fmt: skip
+    processors = dict(model.named_modules())
+    with pytest.warns(vidaccel.VidaccelWarning, match="transformer .* stays dense: it attends within frames"):
+        session = vidaccel.patch(model, SPARSE)
+    assert [entry["module"] for entry in session.report().not_patched] == ["transformer"]
+    assert dict(model.named_modules()) == processors
+    with pytest.raises(vidaccel.AlreadyPatchedError):
+        vidaccel.patch(model, SPARSE)
+    vidaccel.unpatch(model)
+    with pytest.raises(vidaccel.StrictError, match="stays dense"):
+        vidaccel.patch(model, SPARSE, strict=True)
+    assert vidaccel.session_of(model) is None

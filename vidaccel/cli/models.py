@@ -2,71 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 __all__ = ["models"]
 
-# Video transformers of diffusers where block-sparse self-attention has nothing to gain. All others that no family
-# claims only lack a patcher.
-_NOTHING_TO_GAIN = {
-    "LatteTransformer3DModel": "attends within frames and along time apart, in sequences too short to gain",
-    "SanaVideoTransformer3DModel": "linear attention: there are no pairs of tokens to skip",
-    "SanaWMTransformer3DModel": "linear attention: there are no pairs of tokens to skip",
-}
-
 
 def models(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/MODELS.md.")] = False,
+    count: Annotated[
+        bool, typer.Option("--count", help="Count the video pipelines of the installed diffusers (imports all).")
+    ] = False,
 ) -> None:
     """List the model families vidaccel knows, what is patched in them, and what is not and why."""
     import json as codec
 
-    from ..patchers.registry import families
+    from ..patchers import catalogue
 
-    known = [_facts(family) for family in families()]
-    claimed = {name for facts in known for name in facts["transformers"]}
-    others = _unsupported(claimed)
+    rows = catalogue.catalogue()
+    found = catalogue.count() if count else None
     if json:
-        typer.echo(codec.dumps({"families": known, "not_patched": others}, indent=2))
+        told = {"families": [row.to_dict() for row in rows]} | ({"count": found} if found is not None else {})
+        typer.echo(codec.dumps(told, indent=2))
+        return
+    if markdown:
+        typer.echo(catalogue.markdown(), nl=False)
         return
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    for facts in known:
-        table = Table(title=f"family {facts['family']}", show_header=False, show_lines=True)
-        table.add_row("pipelines", "\n".join(facts["pipelines"]))
-        table.add_row("transformers", "\n".join(facts["transformers"]))
-        table.add_row("patched", f"video self-attention: {', '.join(facts['processors'])}")
-        table.add_row("tokens", facts["token_order"])
-        table.add_row("stays dense", facts["stays_dense"])
+    for row in rows:
+        table = Table(title=row.family, show_header=False, show_lines=True)
+        table.add_row("pipelines", "\n".join(row.pipelines) or "-")
+        table.add_row("models", "\n".join(row.transformers) or "-")
+        if row.patched:
+            table.add_row("patched", f"video self-attention: {', '.join(row.patched)}")
+            table.add_row("tokens", row.token_order)
+            table.add_row("reordered", "once a forward pass" if row.once else "in every layer")
+        table.add_row("stays dense", "\n".join(row.stays_dense) or "-")
         console.print(table)
-    table = Table(title="video transformers of this diffusers that are not patched", show_header=False)
-    for name, reason in others.items():
-        table.add_row(name, reason)
-    console.print(table)
+    if found is not None:
+        typer.echo(", ".join(f"{kind} {len(names)}" for kind, names in found.items()))
     typer.echo(
-        "A pipeline that is not patched is refused with an error. A layer that cannot run as planned runs dense, and"
-        " the report says why; with --strict it is an error."
+        "A pipeline that is not listed is refused with an error. A layer that cannot run as planned runs dense, and the"
+        " report says why; with --strict it is an error."
     )
-
-
-def _facts(family: Any) -> dict[str, Any]:
-    return {
-        "family": family.name,
-        "pipelines": list(family.pipelines),
-        "transformers": list(family.transformers),
-        "processors": list(family.processors),
-        "token_order": family.token_order,
-        "stays_dense": family.stays_dense,
-    }
-
-
-def _unsupported(claimed: set[str]) -> dict[str, str]:
-    """Video transformers of the installed diffusers that no family claims, and why."""
-    import diffusers
-
-    names = sorted(name for name in dir(diffusers) if name.endswith("Transformer3DModel") and name not in claimed)
-    return {name: _NOTHING_TO_GAIN.get(name, "no patcher yet") for name in names}

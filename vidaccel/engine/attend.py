@@ -10,9 +10,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F
 
 from ..errors import KernelError, StrictError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
@@ -20,6 +21,7 @@ from ..kernels.dispatch import select
 from ..types import PRECISIONS, Precision
 from .guard import what_is_wrong
 from .prepare import HeadGroup
+from .sequence import Part, Sequence
 from .stats import LayerStats
 
 if TYPE_CHECKING:
@@ -31,8 +33,13 @@ __all__ = ["AttentionSite", "attend"]
 DenseAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-#: Kernel calls of one attention call: which kernel, on which heads with which mask.
-Work: TypeAlias = "list[tuple[Kernel, HeadGroup]]"
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What to run for some samples of a batch: their sequence, and which kernel on which heads with which mask."""
+
+    part: Part
+    sequence: Sequence
+    groups: list[tuple[Kernel, HeadGroup]]
 
 
 @dataclass(eq=False)
@@ -52,11 +59,12 @@ def attend(
     """Self-attention of one patched layer.
 
     Args:
-        q, k, v: [B, S, H, D] after norms and RoPE, in raster order, or in layout order if ``site.state.tiled``.
-        mask: attention mask the model passed, in raster order, or ``None``.
+        q, k, v: [B, S, H, D] after norms and RoPE; the video's tokens in raster order, or in layout order if
+            ``site.state.tiled``.
+        mask: attention mask the model passed, in raster order, or ``None``; see :func:`~.sequence.padding_of`.
 
     Returns:
-        [B, S, H, D], in the order the tokens came in.
+        [B, S, H, D], in the order the tokens came in. Padding has zeros where the call ran sparse.
 
     Raises:
         StrictError: in a strict session, if the plan wanted something else than what can run.
@@ -72,13 +80,14 @@ def attend(
         out = _sparse(site, work, q, k, v)
         wrong = what_is_wrong(out, v)
         if wrong is not None:
-            return _after_guard(site, q, k, v, wrong)
-        names = "+".join(dict.fromkeys(kernel.name for kernel, _ in work))
-        site.stats.count(names, sum(group.share * group.density for _, group in work), sparse=True)
+            return _after_guard(site, q, k, v, mask, wrong)
+        names = "+".join(dict.fromkeys(kernel.name for one in work for kernel, _ in one.groups))
+        density = sum(one.part.share * group.share * group.density for one in work for _, group in one.groups)
+        site.stats.count(names, density, sparse=True)
         return out
 
 
-def _decide(site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None) -> tuple[Work, str | None]:
+def _decide(site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None) -> tuple[list[Work], str | None]:
     """What to run sparse (nothing: dense), and a reason if that is not what the plan says."""
     state, session = site.state, site.session
     if state.moment is None:
@@ -86,24 +95,28 @@ def _decide(site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None) -> 
     policy = session.policy(state.moment, state.name, site.layer)
     if policy.is_dense:
         return [], None
-    if mask is not None:
-        return [], "the model passed an attention mask, which no sparse kernel here can honour"
     if state.grid is None:
         return [], state.dense_reason or "the token grid is unknown"
-    if q.shape[1] != state.grid.tokens:
-        return [], (
-            f"the layer sees {q.shape[1]} tokens where the grid {state.grid} has {state.grid.tokens}"
-            " (a sharded or extended sequence)"
-        )
-    work: Work = []
+    parts = state.parts(q, mask)
+    if isinstance(parts, str):
+        return [], parts
+    work: list[Work] = []
     reasons: dict[str, None] = {}
-    for group in session.groups(policy, q.shape[2], state.layout(q.device)):
-        kernel, group, reason = _kernel(session, group, q)
-        if reason is not None:
-            reasons[reason] = None
-        if kernel is None:
-            return [], reason
-        work.append((kernel, group))
+    for part in parts:
+        sequence = state.sequence(part.valid)
+        if isinstance(sequence, str):
+            return [], sequence
+        one = Work(part, sequence, [])
+        for group in session.groups(policy, q.shape[2], sequence.layout(q.device)):
+            kernel, group, reason = _kernel(session, group, q)
+            if reason is not None:
+                reasons[reason] = None
+            if kernel is None:
+                return [], reason
+            one.groups.append((kernel, group))
+        if not one.groups:  # this policy keeps everything
+            return [], None
+        work.append(one)
     return work, "; ".join(reasons) or None
 
 
@@ -132,19 +145,38 @@ def _dense(
     site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """What the unpatched layer runs. Token order does not matter to it, unless the model's mask has one."""
-    if mask is None or not site.state.tiled:
+    state = site.state
+    if mask is not None and mask.dim() == 2:  # of the last tokens only; attention functions take one over all
+        mask = F.pad(mask.bool(), (q.shape[1] - mask.shape[1], 0), value=True)[:, None, None]
+    if mask is None or not state.tiled or not isinstance(state.parts(q, mask), str):
         return site.dense(q, k, v, mask)
-    layout = site.state.layout(q.device)
+    sequence = state.sequence(q.shape[1])
+    assert isinstance(sequence, Sequence)  # tiled only if the sequence is known
+    layout = sequence.layout(q.device)
     return layout.tile(site.dense(layout.untile(q), layout.untile(k), layout.untile(v), mask))
 
 
-def _sparse(site: AttentionSite, work: Work, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Runs every group's kernel; returns the output in the order the tokens came in."""
-    layout = site.state.layout(q.device)
-    if not site.state.tiled:
-        q, k, v = layout.tile(q), layout.tile(k), layout.tile(v)
+def _sparse(site: AttentionSite, work: list[Work], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Runs every part of the batch; returns the output in the order the tokens came in."""
+    (first, *others) = work
+    if not others and first.part.valid == q.shape[1]:
+        return _run(first, q, k, v)
+    out = q.new_zeros(q.shape)
+    for one in work:
+        result = _run(one, *(one.part.take(x) for x in (q, k, v)))
+        if one.part.samples is None:
+            out[:, : one.part.valid] = result
+        else:
+            out[one.part.samples, : one.part.valid] = result
+    return out
+
+
+def _run(work: Work, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Runs every group's kernel on samples of one length."""
+    layout = work.sequence.layout(q.device)
+    q, k, v = (work.sequence.to_layout(x) for x in (q, k, v))
     out: torch.Tensor | None = None
-    for kernel, group in work:
+    for kernel, group in work.groups:
         heads = group.heads
         qh, kh, vh = (q, k, v) if heads is None else (x.index_select(2, heads) for x in (q, k, v))
         result = kernel(qh, kh, vh, layout, group.mask, precision=group.precision, tail=group.tail)
@@ -155,17 +187,24 @@ def _sparse(site: AttentionSite, work: Work, q: torch.Tensor, k: torch.Tensor, v
             out = torch.empty_like(q) if out is None else out
             out.index_copy_(2, heads, result)
     assert out is not None  # there is at least one group
-    return out if site.state.tiled else layout.untile(out)
+    return work.sequence.from_layout(out)
 
 
-def _after_guard(site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, wrong: str) -> torch.Tensor:
+def _after_guard(
+    site: AttentionSite,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    wrong: str,
+) -> torch.Tensor:
     """The same call again, dense, and the story told."""
     state = site.state
     assert state.moment is not None
     where = f"{state.name} layer {site.layer}, step {state.moment.step}"
     _fell_back(site, f"guard: {wrong}")
     site.session.say_once(f"guard: {wrong} at {where}; that call ran dense")
-    out = _dense(site, q, k, v, None)
+    out = _dense(site, q, k, v, mask)
     still = what_is_wrong(out, v)
     if still is not None:
         # the input was bad already: attention cannot mend it, but nobody should blame the sparse kernel

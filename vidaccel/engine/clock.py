@@ -51,6 +51,11 @@ class Clock:
         self._run = 0
         self._calls = 0
 
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler as it is now, or ``None``."""
+        return self._scheduler()
+
     def tick(
         self,
         timestep: torch.Tensor | float,
@@ -80,14 +85,14 @@ class Clock:
         self._last = level
         step = self._step if context_step is None else context_step
         if context_step is None:
-            known = getattr(self._scheduler(), "_step_index", None)
+            known = getattr(self.scheduler, "_step_index", None)
             step = known if isinstance(known, int) else step
         return Moment(level, step, self._branch(context, separate_guidance), self._run)
 
     def noise_level(self, timestep: torch.Tensor | float) -> float:
         """Largest timestep over the schedule's length, in [0, 1]."""
         value = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)
-        config = getattr(self._scheduler(), "config", None)
+        config = getattr(self.scheduler, "config", None)
         length = getattr(config, "num_train_timesteps", None) or 1000
         return min(1.0, max(0.0, value / length))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,9 +20,13 @@ from ..types import Precision, TileShape, VideoGrid
 from .attend import AttentionSite, DenseAttention
 from .clock import Clock, Moment
 from .prepare import HeadGroup, prepare
+from .sequence import Part, Sequence, padding_of, parts_of
 from .stats import LayerStats, Report
 
 __all__ = ["Session", "TransformerState"]
+
+
+_MAX_GROUPS = 256
 
 
 @dataclass(eq=False)
@@ -36,6 +40,9 @@ class TransformerState:
         tile: tile shape the plan asks for, or ``None`` to let the layout choose.
         tiled: whether the block stack sees its tokens in layout order (once per forward), or in raster order, so
             that each layer permutes for itself.
+        joint: whether other tokens share the sequence with the video.
+        before: how many of them precede it; ``None`` for all.
+        padding: what :meth:`parts` found in this pass, by mask.
     """
 
     name: str
@@ -44,11 +51,44 @@ class TransformerState:
     tile: TileShape | None = None
     tiled: bool = False
     dense_reason: str | None = None
+    joint: bool = False
+    before: int | None = 0
+    padding: dict[Any, tuple[torch.Tensor, tuple[Part, ...] | str]] = field(default_factory=dict)
 
     def layout(self, device: torch.device) -> TokenLayout:
-        """Token order and blocks of this pass, on the device where they are needed (offloading moves layers about)."""
+        """Order of the video's tokens in this pass, on the device where it is needed (offloading moves layers)."""
         assert self.grid is not None
         return TokenLayout.of(self.grid, self.tile, device=device)
+
+    def sequence(self, tokens: int) -> Sequence | str:
+        """A layer's sequence of so many valid tokens, or one sentence on why it cannot be this video."""
+        assert self.grid is not None
+        others = tokens - self.grid.tokens
+        before = others if self.before is None else self.before
+        if not 0 <= before <= others or (others and not self.joint):
+            return (
+                f"the layer sees {tokens} tokens where the grid {self.grid} has {self.grid.tokens}"
+                + (f" after {before} others" if before > 0 else "")
+                + " (a sharded or extended sequence)"
+            )
+        return Sequence(self.grid, self.tile, tokens, before, self.tiled)
+
+    def parts(self, q: torch.Tensor, mask: torch.Tensor | None) -> tuple[Part, ...] | str:
+        """The batch by number of valid tokens, or one sentence on why the mask is more than padding.
+
+        Layers of one pass share their mask, so it is read back from the device once.
+        """
+        batch, tokens = q.shape[:2]
+        if mask is None:
+            return (Part(None, 1.0, tokens),)
+        if mask.numel() > batch * tokens:  # no device read, and nothing to keep
+            return padding_of(mask, batch, tokens)  # type: ignore[return-value]
+        key = (mask.data_ptr(), mask.shape, mask.stride(), batch, tokens)
+        if key not in self.padding:
+            found = padding_of(mask, batch, tokens)
+            # the mask is kept, or another could take its place in memory
+            self.padding[key] = mask, found if isinstance(found, str) else parts_of(found, q.device)
+        return self.padding[key][1]
 
 
 class Session:
@@ -123,17 +163,21 @@ class Session:
         self.sites.append(site)
         return site
 
-    def enter(self, state: TransformerState, moment: Moment, grid: VideoGrid | str, *, tiled: bool) -> None:
+    def enter(
+        self, state: TransformerState, moment: Moment, grid: VideoGrid | str, *, tiled: bool, before: int | None = 0
+    ) -> None:
         """Starts a forward pass.
 
         Args:
             grid: the token grid, or one sentence on why it is unknown.
             tiled: whether the patcher reorders the tokens once for this pass.
+            before: how many tokens that are not video precede it in the layers' sequence; ``None`` for all of them.
 
         Raises:
             PlanMismatchError: if the plan was made for another grid and ``allow_mismatch`` is off.
         """
         state.moment = moment
+        state.padding.clear()  # another pass may have another mask at the same place
         if isinstance(grid, str) or self.plan.is_dense:
             state.grid, state.tiled = None, False
             state.dense_reason = grid if isinstance(grid, str) else None
@@ -141,7 +185,7 @@ class Session:
         if grid not in self._grids:
             self._check_grid(grid)
             self._grids.add(grid)
-        state.grid, state.tile, state.tiled = grid, self.plan.tile, tiled
+        state.grid, state.tile, state.tiled, state.before = grid, self.plan.tile, tiled, before
         if not tiled:
             self.say_once(f"{state.name}: tokens are reordered in every layer, not once per forward pass")
 
@@ -171,6 +215,8 @@ class Session:
         """The policy made ready for kernels on this layout, remembered."""
         key = (policy, num_heads, layout)
         if key not in self._groups:
+            if len(self._groups) >= _MAX_GROUPS:  # every length of text has a layout of its own
+                self._groups.pop(next(iter(self._groups)))
             self._groups[key] = prepare(policy, num_heads, layout)
             if not self._groups[key]:
                 patterns = ", ".join(dict.fromkeys(str(head.pattern) for head in policy.heads))

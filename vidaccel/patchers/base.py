@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
@@ -17,42 +17,25 @@ from torch import nn
 
 from ..engine.ops import handle_for
 from ..engine.session import Session, TransformerState
-from ..errors import StrictError
+from ..errors import PatchError, StrictError
 from ..layout import TokenLayout
 from ..types import VideoGrid
+from .redirect import SparseProcessor, redirected
 
-__all__ = ["Family", "SparseProcessor", "TokenOrder", "patch_transformer"]
+__all__ = ["AUDIO", "PROMPT", "REFINER", "Family", "TokenOrder", "grid_of", "patch_transformer"]
 
 
-class SparseProcessor:
-    """Base of our attention processors: carries the layer's handle and the backend that dense calls use.
+#: Reasons that many families share.
+PROMPT = "cross-attention to the prompt"
+REFINER = "attention among prompt tokens"
+AUDIO = "the audio stream"
 
-    Subclasses name every argument of ``__call__``: several attention modules of diffusers drop keyword arguments that
-    the processor's signature does not name.
-    """
 
-    def __init__(self, original: Any) -> None:
-        self.original = original
-        # set by diffusers' set_attention_backend and enable_parallelism, on whatever processor sits in the layer
-        self._attention_backend = getattr(original, "_attention_backend", None)
-        self._parallel_config = getattr(original, "_parallel_config", None)
-        self.handle = torch.empty(0, dtype=torch.int64)
-
-    def dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """What the original processor runs on q, k, v [B, S, H, D]."""
-        from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-        out: torch.Tensor = dispatch_attention_fn(
-            q, k, v, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-        return out
-
-    def restore(self, module: Any) -> None:
-        """Puts the original processor back, with the backend the user may have chosen meanwhile."""
-        for setting in ("_attention_backend", "_parallel_config"):
-            if getattr(self.original, setting, None) is not getattr(self, setting):
-                setattr(self.original, setting, getattr(self, setting))
-        module.processor = self.original
+def grid_of(latents: torch.Tensor, patch: Sequence[int]) -> VideoGrid | str:
+    """Token grid of latents [B, C, T, H, W] cut into patches, or one sentence on why they have none."""
+    if latents.dim() != 5:
+        return f"hidden_states has {latents.dim()} axes instead of 5"
+    return VideoGrid(*(size // edge for size, edge in zip(latents.shape[2:], patch, strict=True)))
 
 
 class TokenOrder:
@@ -73,11 +56,15 @@ class TokenOrder:
             return None
         return self._layout(out).tile(out.flatten(2), dim=2).unflatten(2, out.shape[2:])
 
+    def tile_tokens(self, module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor | None:
+        """Forward hook of a patch embedding with output [B, S, C]."""
+        return self._layout(out).tile(out) if self._state.tiled else None
+
     def tile_tables(self, module: nn.Module, args: Any, out: tuple[torch.Tensor, ...]) -> Any:
-        """Forward hook of a RoPE module with tables [1, S, 1, D]."""
+        """Forward hook of a RoPE module with tables [S, D] or [1, S, 1, D]."""
         if not self._state.tiled:
             return None
-        return tuple(self._layout(table).tile(table, dim=1) for table in out)
+        return tuple(self._layout(table).tile(table, dim=0 if table.dim() == 2 else 1) for table in out)
 
     def untile_tokens(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
         """Forward pre-hook of the final norm, which takes [B, S, C]."""
@@ -95,9 +82,12 @@ class Family(ABC):
         transformers: class names of the transformers, as diffusers spells them. Matched by name, because copies of a
             class in other modules are not subclasses.
         pipelines: class names of the pipelines that use them.
+        layers: where the video self-attention sits, as ``stack.*.path`` with a list of blocks for the star.
         processors: class names of the attention processors we know how to replace.
+        forget: local variables of those processors that build a mask, see :func:`~.redirect.redirected`.
         token_order: where the video tokens sit in the sequence.
-        stays_dense: what is never touched, and why, in one phrase.
+        joint: whether other tokens share the video's self-attention. They attend everything and are always attended.
+        dense: attention that is never touched: (module, why).
         separate_guidance: whether the unconditional pass is a second forward pass (and not half of the batch).
 
     Models are typed ``Any``, because the attributes that make a transformer are diffusers' own and untyped.
@@ -106,38 +96,63 @@ class Family(ABC):
     name: ClassVar[str]
     transformers: ClassVar[tuple[str, ...]]
     pipelines: ClassVar[tuple[str, ...]]
+    layers: ClassVar[tuple[str, ...]]
     processors: ClassVar[tuple[str, ...]]
-    token_order: ClassVar[str]
-    stays_dense: ClassVar[str]
+    forget: ClassVar[frozenset[str]] = frozenset()
+    token_order: ClassVar[str] = "video only"
+    joint: ClassVar[bool] = False
+    dense: ClassVar[tuple[tuple[str, str], ...]] = ()
     separate_guidance: ClassVar[bool]
 
     def matches(self, model: object) -> bool:
         """Whether ``model`` is a transformer of this family, or a subclass of one."""
         return any(cls.__name__ in self.transformers for cls in type(model).__mro__)
 
-    @abstractmethod
     def attention_layers(self, model: Any) -> Iterator[tuple[str, Any]]:
         """(qualified name, module) of each video self-attention, in layer order."""
+        for pattern in self.layers:
+            stack, _, path = pattern.partition(".*.")
+            for index, block in enumerate(getattr(model, stack, ())):
+                yield f"{stack}.{index}.{path}", block.get_submodule(path)
 
-    @abstractmethod
     def left_alone(self, model: Any) -> Iterator[dict[str, str]]:
         """Attention that is dense by design, as {"module", "reason"} for the report."""
+        for module, reason in self.dense:
+            stack = module.split(".")[0]
+            if stack == "*" or len(getattr(model, stack, None) or ()):
+                yield {"module": module, "reason": f"{reason}, dense by design"}
+
+    def heads_of(self, module: Any) -> int:
+        """Heads of one of those modules."""
+        return int(getattr(module, "heads", None) or module.num_heads)
 
     @abstractmethod
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         """Token grid of a forward call given its arguments by name, or one sentence on why it cannot be known."""
 
-    @abstractmethod
+    def before(self, model: Any, call: Mapping[str, Any]) -> int | None:
+        """How many tokens that are not video precede it in the layers' sequence; ``None`` for all of them."""
+        return 0
+
+    def timestep(self, call: Mapping[str, Any], scheduler: Any) -> torch.Tensor | float:
+        """The call's noise level on a scale from 0 to the schedule's length."""
+        return call["timestep"]  # type: ignore[no-any-return]
+
     def tiles_once(self, model: Any, call: Mapping[str, Any]) -> bool:
-        """Whether reordering tokens outside the block stack is safe for this call."""
+        """Whether reordering tokens outside the block stack is safe for this call. Else every layer reorders."""
+        return False
 
-    @abstractmethod
     def processor(self, original: Any) -> SparseProcessor:
-        """Our processor in place of ``original``."""
+        """Our processor in place of ``original``.
 
-    @abstractmethod
+        Raises:
+            PatchError: if its attention call cannot be redirected.
+        """
+        return redirected(type(original), self.forget)(original)  # type: ignore[arg-type]
+
     def order_hooks(self, model: Any, order: TokenOrder) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Registers the hooks that reorder tokens once per forward pass."""
+        yield from ()
 
 
 def patch_transformer(family: Family, model: nn.Module, name: str, session: Session) -> None:
@@ -146,7 +161,7 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
     Raises:
         StrictError: in a strict session, if a layer's processor is not one the family knows.
     """
-    state = TransformerState(name)
+    state = TransformerState(name, joint=family.joint)
     context: list[tuple[str, int | None]] = []
     _watch_cache_context(model, context, session)
 
@@ -157,14 +172,17 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
         call = parameters.bind_partial(module, *args, **kwargs).arguments
         branch, step = context[-1] if context else (None, None)
         moment = session.clock.tick(
-            call["timestep"], context=branch, context_step=step, separate_guidance=family.separate_guidance
+            family.timestep(call, session.clock.scheduler),
+            context=branch,
+            context_step=step,
+            separate_guidance=family.separate_guidance,
         )
         grid: VideoGrid | str
         if getattr(model, "_parallel_config", None) is not None:
             grid = "the model runs under context parallelism, where a layer sees a part of the sequence"
         else:
             grid = family.grid(model, call)
-        session.enter(state, moment, grid, tiled=family.tiles_once(model, call))
+        session.enter(state, moment, grid, tiled=family.tiles_once(model, call), before=family.before(model, call))
 
     session.on_close(model.register_forward_pre_hook(enter, with_kwargs=True).remove)
     if not session.plan.is_dense:  # a dense plan touches no token, so its output is bit-identical
@@ -172,23 +190,30 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
             session.on_close(handle.remove)
 
     for layer, (module_name, module) in enumerate(family.attention_layers(model)):
-        original = module.processor
-        if type(original).__name__ not in family.processors:
-            reason = (
-                f"its processor is a {type(original).__name__}, and for {family.name} only"
-                f" {', '.join(family.processors)} can be replaced"
-            )
+        try:
+            ours = _replacement(family, module.processor)
+        except PatchError as error:
             if session.strict:
-                raise StrictError(f"{name}.{module_name} cannot be patched: {reason}; reset its processor first")
-            session.not_patched.append({"module": f"{name}.{module_name}", "reason": reason})
+                raise StrictError(
+                    f"{name}.{module_name} cannot be patched: {error}; reset its processor first"
+                ) from None
+            session.not_patched.append({"module": f"{name}.{module_name}", "reason": str(error)})
             continue
-        ours = family.processor(original)
         ours.handle = handle_for(session.add_site(state, layer, module_name, ours.dense))
         module.processor = ours
         session.on_close(_restorer(ours, module))
     session.not_patched += [
         {"module": f"{name}.{entry['module']}", "reason": entry["reason"]} for entry in family.left_alone(model)
     ]
+
+
+def _replacement(family: Family, original: Any) -> SparseProcessor:
+    if type(original).__name__ not in family.processors:
+        raise PatchError(
+            f"its processor is a {type(original).__name__}, and for {family.name} only"
+            f" {', '.join(family.processors)} can be replaced"
+        )
+    return family.processor(original)
 
 
 def _restorer(processor: SparseProcessor, module: Any) -> Callable[[], None]:

@@ -24,7 +24,7 @@ def fingerprint_of(
     return Fingerprint.make(
         {key: config[key] for key in _KEYS if key in config},
         model_class=type(model).__name__,
-        heads=int(layers[0][1].heads),
+        heads=family.heads_of(layers[0][1]),
         layers=len(layers),
         grid=grid,
         scheduler=None if scheduler is None else type(scheduler).__name__,

@@ -8,46 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engine.ops import attention
 from ..types import VideoGrid
-from .base import Family, SparseProcessor, TokenOrder
+from .base import PROMPT, Family, TokenOrder, grid_of
 
-__all__ = ["WanFamily"]
-
-
-class WanSparseProcessor(SparseProcessor):
-    """WanAttnProcessor's self-attention with the attention call replaced by our operator."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        if encoder_hidden_states is not None:  # cross-attention was routed here: not ours to change
-            out: torch.Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-            return out
-        # call the projections, never read their weights: LoRA and quantisation replace these modules
-        if attn.fused_projections:
-            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        q, k = attn.norm_q(q), attn.norm_k(k)
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
-        if rotary_emb is not None:
-            q, k = _rotate(q, *rotary_emb), _rotate(k, *rotary_emb)
-        out = attention(q, k, v, self.handle, attention_mask)
-        out = attn.to_out[0](out.flatten(2, 3).type_as(q))
-        return attn.to_out[1](out)  # type: ignore[no-any-return]
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Interleaved RoPE on [B, S, H, D] with tables [1, S, 1, D], rounded to x's dtype once per element."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+__all__ = ["WanAnimateFamily", "WanFamily"]
 
 
 class WanFamily(Family):
@@ -73,28 +37,17 @@ class WanFamily(Family):
         "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
         "ChronoEditPipeline",
     )
+    # VACE's control blocks are numbered after the main ones
+    layers = ("blocks.*.attn1", "vace_blocks.*.attn1")
     processors = ("WanAttnProcessor", "SkyReelsV2AttnProcessor")
-    token_order = "video only"
-    stays_dense = "attn2: cross-attention to text and image tokens"
+    dense = (
+        ("blocks.*.attn2", PROMPT),
+        ("vace_blocks.*.attn2", PROMPT),
+    )
     separate_guidance = True
 
-    def attention_layers(self, model: Any) -> Iterator[tuple[str, Any]]:
-        # VACE's control blocks are numbered after the main ones
-        for stack in ("blocks", "vace_blocks"):
-            for index, block in enumerate(getattr(model, stack, ())):
-                yield f"{stack}.{index}.attn1", block.attn1
-
-    def left_alone(self, model: Any) -> Iterator[dict[str, str]]:
-        for stack in ("blocks", "vace_blocks"):
-            if len(getattr(model, stack, ())):
-                yield {"module": f"{stack}.*.attn2", "reason": "cross-attention to the prompt, dense by design"}
-
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
-        latents = call["hidden_states"]
-        if latents.dim() != 5:
-            return f"hidden_states has {latents.dim()} axes instead of [B, C, T, H, W]"
-        extents = (size // patch for size, patch in zip(latents.shape[2:], model.config.patch_size, strict=True))
-        return VideoGrid(*extents)
+        return grid_of(call["hidden_states"], model.config.patch_size)
 
     def tiles_once(self, model: Any, call: Mapping[str, Any]) -> bool:
         if call.get("enable_diffusion_forcing"):  # per-token modulation is built inside forward, out of a hook's reach
@@ -104,9 +57,6 @@ class WanFamily(Family):
         control = call.get("control_hidden_states")
         # a shorter control is zero-padded after the patch embedding, in raster order
         return control is None or control.shape[2:] == call["hidden_states"].shape[2:]
-
-    def processor(self, original: Any) -> SparseProcessor:
-        return WanSparseProcessor(original)
 
     def order_hooks(self, model: Any, order: TokenOrder) -> Iterator[torch.utils.hooks.RemovableHandle]:
         yield model.patch_embedding.register_forward_hook(order.tile_volume)
@@ -132,3 +82,26 @@ class _TokenTimesteps:
             return None
         tiled = self._order.tile_tables(module, args, (timestep_proj,))
         return None if tiled is None else (temb, tiled[0], *rest)
+
+
+class WanAnimateFamily(Family):
+    """Wan-Animate: the reference image's tokens precede the video and stay dense; motion goes to face adapters."""
+
+    name = "wan-animate"
+    transformers = ("WanAnimateTransformer3DModel",)
+    pipelines = ("WanAnimatePipeline",)
+    layers = ("blocks.*.attn1",)
+    processors = ("WanAttnProcessor",)
+    token_order = "reference frame, then video"
+    joint = True
+    dense = (
+        ("blocks.*.attn2", PROMPT),
+        ("face_adapter", "cross-attention to the face within each frame"),
+    )
+    separate_guidance = True
+
+    def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
+        return grid_of(call["hidden_states"][:, :, 1:], model.config.patch_size)
+
+    def before(self, model: Any, call: Mapping[str, Any]) -> int | None:
+        return None

@@ -19,13 +19,15 @@ from ..errors import (
     ConfigError,
     NotPatchedError,
     PlanMismatchError,
+    StrictError,
     UnsupportedModelError,
     VidaccelWarning,
 )
 from ..kernels.dispatch import kernels
 from ..patchers.base import Family, patch_transformer
+from ..patchers.dense_only import DENSE_ONLY, DenseOnly
 from ..patchers.fingerprint import fingerprint_of
-from ..patchers.registry import families, family_of
+from ..patchers.registry import dense_only_of, families, family_of
 
 __all__ = ["DEFAULT_PLAN", "find_transformers", "patch", "session_of", "unpatch"]
 
@@ -46,7 +48,8 @@ def patch(
 ) -> Session:
     """Makes the video self-attention of a pipeline run by a plan.
 
-    Nothing but the attention processors is replaced; ``unpatch`` puts the very same objects back.
+    Nothing but the attention processors is replaced; ``unpatch`` puts the very same objects back. A model that is known
+    to have nothing to gain is left as it is, with a warning and the reason in the report.
 
     Args:
         pipe: a diffusers pipeline, a ModularPipeline with its components loaded, or a bare transformer.
@@ -62,19 +65,20 @@ def patch(
         UnsupportedModelError: if it holds no video transformer that vidaccel knows.
         PlanMismatchError: if the plan was made for another model or scheduler.
         ConfigError: if the plan or the kernel's name is not valid.
-        StrictError: in strict mode, if a layer's processor cannot be replaced.
+        StrictError: in strict mode, if a layer's processor cannot be replaced, or nothing can be gained.
     """
     resolved = resolve_plan(plan)
     known = [k.name for k in kernels()]
     if kernel is not None and kernel not in known:
         raise ConfigError(f"there is no kernel {kernel!r}; valid are {', '.join(known)}")
-    found = find_transformers(pipe)
-    for name, model, _ in found:
+    everything = _find(pipe)
+    for name, model, _ in everything:
         running = model.__dict__.get(_SESSION)
         if running is not None:
             raise AlreadyPatchedError(
                 f"{name} is patched already with plan {running.plan.name!r}; call vidaccel.unpatch(pipe) first"
             )
+    found = [(name, model, family) for name, model, family in everything if isinstance(family, Family)]
     for name, model, family in found:
         _check_fingerprint(resolved, name, model, family, getattr(pipe, "scheduler", None), allow_mismatch)
 
@@ -87,10 +91,13 @@ def patch(
         kernel=kernel,
     )
     try:
-        for name, model, family in found:
+        for name, model, kind in everything:
             session.on_close(partial(model.__dict__.pop, _SESSION, None))
             model.__dict__[_SESSION] = session
-            patch_transformer(family, model, name, session)
+            if isinstance(kind, Family):
+                patch_transformer(kind, model, name, session)
+            else:
+                _leave_dense(kind, model, name, session)
     except BaseException:
         session.close()  # half a patch is never left behind
         raise
@@ -112,7 +119,7 @@ def unpatch(pipe: Any) -> None:
 
 def session_of(pipe: Any) -> Session | None:
     """The session of a patched pipeline, or ``None``."""
-    sessions = (model.__dict__.get(_SESSION) for _, model, _ in find_transformers(pipe))
+    sessions = (model.__dict__.get(_SESSION) for _, model, _ in _find(pipe))
     return next((session for session in sessions if session is not None), None)
 
 
@@ -120,8 +127,13 @@ def find_transformers(pipe: Any) -> list[tuple[str, nn.Module, Family]]:
     """(name, module, family) of every transformer in ``pipe`` that vidaccel can patch, ``transformer`` first.
 
     Raises:
-        UnsupportedModelError: if there is none.
+        UnsupportedModelError: if there is no video model that vidaccel knows.
     """
+    return [(name, model, family) for name, model, family in _find(pipe) if isinstance(family, Family)]
+
+
+def _find(pipe: Any) -> list[tuple[str, nn.Module, Family | DenseOnly]]:
+    """The same with the models that are known and stay dense."""
     parts = {"transformer": pipe} if isinstance(pipe, nn.Module) else getattr(pipe, "components", None)
     if parts is None:
         raise UnsupportedModelError(
@@ -129,10 +141,13 @@ def find_transformers(pipe: Any) -> list[tuple[str, nn.Module, Family]]:
         )
     found = []
     for name, part in sorted(parts.items()):
-        family = family_of(part) if isinstance(part, nn.Module) else None
-        if family is not None:
-            found.append((name, part, family))
+        kind = (family_of(part) or dense_only_of(part)) if isinstance(part, nn.Module) else None
+        if kind is not None:
+            found.append((name, part, kind))
     if not found:
+        for known in DENSE_ONLY:  # an image model that only this pipeline turns into a video model
+            if type(pipe).__name__ in known.pipelines:
+                raise UnsupportedModelError(f"{type(pipe).__name__} stays dense: {known.reason}")
         names = ", ".join(cls for family in families() for cls in family.transformers)
         modules = ", ".join(type(part).__name__ for part in parts.values() if isinstance(part, nn.Module)) or "none"
         raise UnsupportedModelError(
@@ -140,6 +155,15 @@ def find_transformers(pipe: Any) -> list[tuple[str, nn.Module, Family]]:
             f" known are {names}"
         )
     return found
+
+
+def _leave_dense(kind: DenseOnly, model: nn.Module, name: str, session: Session) -> None:
+    message = f"{name} ({type(model).__name__}) stays dense: {kind.reason}"
+    if session.strict:
+        raise StrictError(f"{message}; patch with strict=False to have that reported instead")
+    session.not_patched.append({"module": name, "reason": kind.reason})
+    session.say_once(message)
+    warnings.warn(message, VidaccelWarning, stacklevel=3)
 
 
 def _check_fingerprint(

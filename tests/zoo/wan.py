@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -12,6 +11,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from tests.tiny_wan import tiny_scheduler, tiny_text, tiny_transformer, tiny_vae
+from tests.zoo.case import Case
 
 HEIGHT, WIDTH, FRAMES = 48, 80, 9  # latents 3x6x10, token grid 3x3x5: ragged for every even tile
 TRANSFORMER = {
@@ -28,28 +28,13 @@ TRANSFORMER = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """One pipeline: how to build it, what its call needs besides the common arguments, whether it takes two prompts."""
+def _case(
+    pipeline: str, build: Callable[[], Any], extra: Callable[[], dict[str, Any]] = dict, *, two: bool = True
+) -> Case:
+    """A pipeline that needs ``extra`` arguments beside the common ones; ``...`` takes one of those out."""
 
-    pipeline: str
-    build: Callable[[], Any]
-    extra: Callable[[], dict[str, Any]]
-    batch: bool = True
-
-    def __str__(self) -> str:
-        return self.pipeline
-
-    def make(self) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            pipe = self.build()
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def run(self, pipe: Any, **overrides: Any) -> torch.Tensor:
-        """Latents of a seeded run of 3 steps with guidance."""
-        arguments: dict[str, Any] = {
+    def call() -> dict[str, Any]:
+        arguments = {
             "prompt": "a red ball",
             "negative_prompt": "a cat",
             "height": HEIGHT,
@@ -60,11 +45,12 @@ class Case:
             "max_sequence_length": 16,
             "generator": torch.Generator().manual_seed(1),
             "output_type": "latent",
-            **self.extra(),
-            **overrides,
+            **extra(),
         }
-        arguments = {key: value for key, value in arguments.items() if value is not ...}
-        return pipe(**arguments).frames
+        return {key: value for key, value in arguments.items() if value is not ...}
+
+    prompts = {"prompt": ["a red ball", "a green square"], "negative_prompt": ["a cat", "a cat"]}
+    return Case(pipeline, build, call, two=(lambda: prompts) if two else None)
 
 
 def _image() -> Image.Image:
@@ -136,48 +122,48 @@ def _video() -> list[Image.Image]:
     return [_image()] * FRAMES
 
 
-CASES = [
-    Case("WanPipeline", lambda: _wan("WanPipeline"), dict),
-    Case("WanPipeline-2.2-dual", _dual, dict),
-    Case("WanPipeline-2.2-5B", lambda: _wan("WanPipeline", expand_timesteps=True), dict),
-    Case(
+CASES = (
+    _case("WanPipeline", lambda: _wan("WanPipeline")),
+    _case("WanPipeline-2.2-dual", _dual),
+    _case("WanPipeline-2.2-5B", lambda: _wan("WanPipeline", expand_timesteps=True)),
+    _case(
         "WanImageToVideoPipeline",
         lambda: _wan("WanImageToVideoPipeline", {"in_channels": 36}),
         lambda: {"image": _image()},
     ),
-    Case(
+    _case(
         "WanVideoToVideoPipeline",
         lambda: _wan("WanVideoToVideoPipeline"),
         lambda: {"video": _video(), "num_frames": ..., "strength": 1.0},
     ),
-    Case(
+    _case(
         "WanVACEPipeline",
         _vace,
         lambda: {"video": _video(), "mask": [Image.new("L", (WIDTH, HEIGHT), 255)] * FRAMES},
-        batch=False,
+        two=False,
     ),
-    Case(
+    _case(
         "LucyEditPipeline",
         lambda: _wan("LucyEditPipeline", {"in_channels": 32}),
         lambda: {"video": _video()},
-        batch=False,
+        two=False,
     ),
-    Case("SkyReelsV2Pipeline", lambda: _skyreels("SkyReelsV2Pipeline"), dict),
-    Case(
+    _case("SkyReelsV2Pipeline", lambda: _skyreels("SkyReelsV2Pipeline")),
+    _case(
         "SkyReelsV2ImageToVideoPipeline",
         lambda: _skyreels("SkyReelsV2ImageToVideoPipeline", in_channels=36, image_dim=8, added_kv_proj_dim=48),
         lambda: {"image": _image(), "max_sequence_length": 512},
     ),
-    Case("SkyReelsV2DiffusionForcingPipeline", lambda: _skyreels("SkyReelsV2DiffusionForcingPipeline"), dict),
-    Case(
+    _case("SkyReelsV2DiffusionForcingPipeline", lambda: _skyreels("SkyReelsV2DiffusionForcingPipeline")),
+    _case(
         "SkyReelsV2DiffusionForcingImageToVideoPipeline",
         lambda: _skyreels("SkyReelsV2DiffusionForcingImageToVideoPipeline"),
         lambda: {"image": _image()},
     ),
-    Case(
+    _case(
         "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
         lambda: _skyreels("SkyReelsV2DiffusionForcingVideoToVideoPipeline"),
         lambda: {"video": _video(), "num_frames": 21, "overlap_history": 5},
     ),
-    Case("ChronoEditPipeline", _chronoedit, lambda: {"image": _image(), "max_sequence_length": 512}),
-]
+    _case("ChronoEditPipeline", _chronoedit, lambda: {"image": _image(), "max_sequence_length": 512}),
+)

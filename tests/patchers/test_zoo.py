@@ -1,0 +1,108 @@
+"""Every pipeline of every family: dense is untouched, sparse equals the oracle in the same model, undo is exact."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+
+import tests.zoo
+import vidaccel
+from tests.zoo.case import Case
+from tests.zoo.oracle import masked
+from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
+from vidaccel.pipelines.patch import find_transformers
+
+TILE = TileShape(2, 2, 2)  # ragged on every axis of the zoo's grids
+WINDOW = PatternSpec.make("sliding_tile", window=[1, 1, 1])
+ALIKE = Plan("alike", (Rule(LayerPolicy((HeadPolicy(WINDOW),))),), tile=TILE)
+
+
+def zoo() -> list[Case]:
+    modules = [importlib.import_module(f"tests.zoo.{found.name}") for found in pkgutil.iter_modules(tests.zoo.__path__)]
+    return [case for module in modules for case in getattr(module, "CASES", ())]
+
+
+CASES = zoo()
+SPARSE = [case for case in CASES if case.sparse]
+#: Their original processors build a mask of all token pairs; ours gives the kernel the same rule in another form.
+OTHER_MASK = ("HunyuanVideo15",)
+
+
+def per_head(pipe: Any) -> Plan:
+    """Heads with different windows, one of them dense."""
+    _, model, family = find_transformers(pipe)[0]
+    (_, module), *_ = family.attention_layers(model)
+    heads = family.heads_of(module)
+    wide = PatternSpec.make("sliding_tile", window=[2, 1, 2])
+    choices = [HeadPolicy(WINDOW), HeadPolicy(), HeadPolicy(wide)]
+    return Plan("per-head", (Rule(LayerPolicy(tuple(choices[i % 3] for i in range(heads)))),), tile=TILE)
+
+
+def oracle_run(case: Case, plan: Plan | None = None, **overrides: Any) -> torch.Tensor:
+    pipe = case.make()
+    with ExitStack() as stack:
+        for _, model, family in find_transformers(pipe):
+            stack.enter_context(masked(family, model, plan or per_head(pipe)))
+        return case.run(pipe, **overrides)
+
+
+def same(case: Case, found: torch.Tensor, expected: torch.Tensor) -> bool:
+    if case.pipeline.startswith(OTHER_MASK):
+        return torch.allclose(found, expected, rtol=0, atol=1e-5)
+    return torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_dense_plan_and_undo(case: Case) -> None:
+    pipe = case.make()
+    before = case.run(pipe)
+    assert torch.isfinite(before).all()
+    processors = {id(module): module.processor for module in layers(pipe)}
+    session = vidaccel.patch(pipe, "dense")
+    assert same(case, case.run(pipe), before)
+    report = session.report()
+    assert report.calls > 0 and report.sparse_calls == 0 and report.density == 1.0 and not report.fallbacks
+    vidaccel.unpatch(pipe)
+
+    session = vidaccel.patch(pipe, ALIKE)
+    found = case.run(pipe)
+    assert same(case, found, before) != case.sparse
+    if not case.sparse:
+        assert any(case.reason in reason for reason in session.report().fallbacks)
+    vidaccel.unpatch(pipe)
+    assert torch.equal(case.run(pipe), before)
+    assert all(module.processor is processors[id(module)] for module in layers(pipe))
+
+
+def layers(pipe: Any) -> list[Any]:
+    return [module for _, model, family in find_transformers(pipe) for _, module in family.attention_layers(model)]
+
+
+@pytest.mark.parametrize("case", SPARSE, ids=str)
+def test_sparse_equals_the_oracle(case: Case) -> None:
+    pipe = case.make()
+    plan = per_head(pipe)
+    session = vidaccel.patch(pipe, plan, strict=True)
+    found = case.run(pipe)
+    # a few steps of a random fp32 model: rounding differs by the order of summation only
+    torch.testing.assert_close(found, oracle_run(case), rtol=1e-4, atol=1e-5)
+    report = session.report()
+    assert report.calls == report.sparse_calls > 0 and not report.fallbacks
+    calls = {entry["calls"] for entry in report.layers}
+    assert len(calls) <= len(find_transformers(pipe)), "every layer of a transformer is called equally often"
+
+
+@pytest.mark.parametrize("case", [case for case in SPARSE if case.two], ids=str)
+def test_two_prompts(case: Case) -> None:
+    assert case.two is not None
+    expected = oracle_run(case, **case.two())
+    pipe = case.make()
+    vidaccel.patch(pipe, per_head(pipe), strict=True)
+    found = case.run(pipe, **case.two())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.shape[0] == 2 and not torch.allclose(found[0], found[1])

@@ -1,0 +1,1 @@
+"""Every video pipeline that vidaccel patches: tiny, random and offline, with a call that runs it."""

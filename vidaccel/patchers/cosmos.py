@@ -1,0 +1,42 @@
+"""Cosmos 1, 2 and 2.5: one stream of video tokens, text in cross-attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..types import VideoGrid
+from .base import PROMPT, Family, grid_of
+
+__all__ = ["CosmosFamily"]
+
+
+class CosmosFamily(Family):
+    """Cosmos Predict 1, 2 and 2.5, Transfer 2.5."""
+
+    name = "cosmos"
+    transformers = ("CosmosTransformer3DModel",)
+    pipelines = (
+        "CosmosTextToWorldPipeline",
+        "CosmosVideoToWorldPipeline",
+        "Cosmos2VideoToWorldPipeline",
+        "Cosmos2_5_PredictBasePipeline",
+        "Cosmos2_5_TransferPipeline",
+    )
+    layers = ("transformer_blocks.*.attn1",)
+    processors = ("CosmosAttnProcessor2_0",)
+    dense = (("transformer_blocks.*.attn2", PROMPT),)
+    separate_guidance = True
+
+    def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
+        return grid_of(call["hidden_states"], model.config.patch_size)
+
+    def timestep(self, call: Mapping[str, Any], scheduler: Any) -> torch.Tensor | float:
+        level = float(call["timestep"].max())
+        if type(scheduler).__name__.startswith("EDM"):  # Cosmos 1 passes log(sigma) / 4
+            sigma = math.exp(4 * level)
+            level = sigma / (1 + sigma)
+        return 1000 * level

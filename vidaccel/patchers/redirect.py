@@ -1,0 +1,170 @@
+"""Our processors are the models' own: their source, with the one attention call sent to us.
+
+Projections, norms, rotary embeddings, the order of text and video and what is cut off afterwards are each model's own
+convention, and change between releases. So none of it is written a second time here. The processor's ``__call__`` is
+parsed, every call of diffusers' ``dispatch_attention_fn`` or of torch's ``scaled_dot_product_attention`` becomes a
+method call on the processor, and the result is compiled once per processor class. Signature, file name and line
+numbers stay, so that diffusers' look at the signature and a traceback are what they were.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import inspect
+import textwrap
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..engine.ops import attention
+from ..errors import PatchError
+
+__all__ = ["SparseProcessor", "redirected"]
+
+_ANNOTATIONS = __future__.annotations.compiler_flag
+_METHODS = {"dispatch_attention_fn": "dispatched", "scaled_dot_product_attention": "scaled_dot_product"}
+
+
+class SparseProcessor:
+    """Base of our attention processors: carries the layer's handle and what dense calls need.
+
+    Its subclasses, made by :func:`redirected`, are subclasses of the original's class too, and hold its attributes.
+    """
+
+    original: Any
+    #: Whether the original attends through diffusers' dispatcher (and has a backend to choose) or through torch.
+    dispatches: bool
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __init__(self, original: Any) -> None:
+        # among them what diffusers' set_attention_backend and enable_parallelism set on whatever sits in the layer
+        self.__dict__.update(original.__dict__)
+        self.original = original
+        self.handle = torch.empty(0, dtype=torch.int64)
+
+    def dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """What the original processor runs on q, k, v [B, S, H, D]."""
+        if not self.dispatches:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        out: torch.Tensor = dispatch_attention_fn(
+            q, k, v, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        return out
+
+    def dispatched(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        **rest: Any,
+    ) -> torch.Tensor:
+        """Stands in for ``dispatch_attention_fn``, tensors [B, S, H, D]; what is not self-attention goes there."""
+        plain = not (dropout_p or is_causal or enable_gqa) and scale is None and not rest.get("attention_kwargs")
+        if plain and key.shape == query.shape and (attn_mask is None or isinstance(attn_mask, torch.Tensor)):
+            return attention(query, key, value, self.handle, attn_mask)
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        settings = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa, **rest}
+        out: torch.Tensor = dispatch_attention_fn(query, key, value, attn_mask=attn_mask, **settings)
+        return out
+
+    def scaled_dot_product(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **rest: Any,
+    ) -> torch.Tensor:
+        """Stands in for ``scaled_dot_product_attention``: tensors [B, H, S, D]."""
+        if key.shape == query.shape and not (dropout_p or is_causal or rest):
+            q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+            return attention(q, k, v, self.handle, attn_mask).transpose(1, 2)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **rest)
+
+    def restore(self, module: Any) -> None:
+        """Puts the original processor back, with the backend the user may have chosen meanwhile."""
+        for setting in ("_attention_backend", "_parallel_config"):
+            if getattr(self.original, setting, None) is not getattr(self, setting):
+                setattr(self.original, setting, getattr(self, setting))
+        module.processor = self.original
+
+
+@cache
+def redirected(processor: type, forget: frozenset[str] = frozenset()) -> type[SparseProcessor]:
+    """A subclass of ``processor`` whose attention calls are ours.
+
+    Args:
+        processor: class of an attention processor.
+        forget: local variables whose assignments are left out. For a processor that blows a mask of valid tokens up to
+            [B, 1, S, S], so that the mask reaches us as the model gave it.
+
+    Raises:
+        PatchError: if the source is not at hand, has no attention call, or no such assignments.
+    """
+    name = processor.__name__
+    call: Any = processor.__call__
+    try:
+        source = textwrap.dedent(inspect.getsource(call))
+    except (OSError, TypeError) as error:
+        raise PatchError(f"the source of {name} is not at hand, so its attention call cannot be redirected") from error
+    tree = ast.parse(source)
+    (function,) = tree.body
+    assert isinstance(function, ast.FunctionDef)
+    redirect = _Redirect(function.args.args[0].arg, forget)
+    redirect.visit(function)
+    if not redirect.found:
+        raise PatchError(f"{name} does not call diffusers' or torch's attention function itself")
+    missing = forget - redirect.forgotten
+    if missing:
+        raise PatchError(f"{name} does not assign {', '.join(sorted(missing))}, as the version known here does")
+    ast.increment_lineno(ast.fix_missing_locations(tree), call.__code__.co_firstlineno - 1)
+    made: dict[str, Any] = {}
+    code = call.__code__
+    # by the future statements of their module, not of this one
+    flags = code.co_flags & _ANNOTATIONS
+    exec(compile(tree, code.co_filename, "exec", flags=flags, dont_inherit=True), call.__globals__, made)
+    members = {
+        "__call__": made[function.name],
+        "__doc__": f"{name} with its attention call redirected.",
+        "dispatches": "dispatch_attention_fn" in redirect.found,
+    }
+    return type(f"Sparse{name}", (SparseProcessor, processor), members)
+
+
+class _Redirect(ast.NodeTransformer):
+    """Rewrites attention calls and leaves out assignments to some variables."""
+
+    def __init__(self, this: str, forget: frozenset[str]) -> None:
+        self.this, self.forget = this, forget
+        self.found: set[str] = set()
+        self.forgotten: set[str] = set()
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", None)
+        if name in _METHODS:
+            self.found.add(name)
+            node.func = ast.Attribute(ast.Name(self.this, ast.Load()), _METHODS[name], ast.Load())
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if names and names <= self.forget:
+            self.forgotten |= names
+            return None
+        return self.generic_visit(node)
