@@ -94,7 +94,7 @@ def markdown() -> str:
     lines = [
         "# Models",
         "",
-        "Written by `vidaccel models --markdown`; a test keeps it true. *Reordered*: whether the video's tokens are put",
+        "Written by `vidaccel models --markdown`, kept true by a test. *Reordered*: whether the video's tokens are put",
         "into tiles once for a forward pass or in every layer. Text and other tokens in a joint sequence attend",
         "everything and are always attended.",
         "",
