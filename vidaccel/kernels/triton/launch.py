@@ -16,7 +16,7 @@ from ..contract import AttentionResult, Skips, check_inputs
 from ..quantise import ROWS
 from .configs import Config, config_for
 from .forward import block_sparse_forward
-from .preparation import Prepared, append_means, prepare
+from .preparation import Prepared, append_means, prepare, room
 from .worklist import WorkList, aligned_offsets, worklist
 
 __all__ = ["launch"]
@@ -67,7 +67,7 @@ def launch(
     batch, tokens, heads, _ = q.shape
     work = worklist(mask.to(q.device), layout, batch, heads, config.block_m, config.block_n, tail=tail)
     ready = _prepare(q, k, v, layout, precision, tail)
-    out = _room(q.shape, q)
+    out = room(q.shape, q.dtype, q.device)
     lse = torch.empty(batch, heads, tokens if return_lse else 0, dtype=torch.float32, device=q.device)
     _run(ready, out, lse, work, layout, precision, scale, skips, config)
     if return_lse and ready.k_mean is not None:
@@ -140,14 +140,7 @@ def _addressable(x: torch.Tensor) -> torch.Tensor:
     """
     size = x.element_size()
     aligned = x.data_ptr() % 16 == 0 and all(stride * size % 16 == 0 for stride in x.stride()[:-1])
-    return x if x.stride(-1) == 1 and aligned else _room(x.shape, x).copy_(x)
-
-
-def _room(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
-    """An empty tensor that a descriptor can address: rows of channels start at multiples of 16 bytes."""
-    *rows, channels = shape
-    step = 16 // like.element_size()
-    return torch.empty(*rows, channels + -channels % step, dtype=like.dtype, device=like.device)[..., :channels]
+    return x if x.stride(-1) == 1 and aligned else room(x.shape, x.dtype, x.device).copy_(x)
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
