@@ -26,13 +26,17 @@ class Skips:
     its largest score comes within ``threshold`` of the largest score so far. Its exponentials, its V and its product
     are then spared, and it is missing from the output and from the LSE alike (BLASST; stage 2 of SpargeAttn).
 
+    Kernels decide for their own tiles: blocks longer than a tile are decided about piece by piece.
+
     Args:
         threshold: float32 [H], natural-log units, BLASST's ln(lambda); -inf never skips.
-        skipped: int32 [B,H], to which the kernel adds the (query block, key block) pairs that it passed over.
+        skipped: int64 [B,H], to which the kernel adds the token pairs that it passed over.
+        pieces: most query rows and most keys that the reference decides about at once; ``None`` for whole blocks.
     """
 
     threshold: torch.Tensor
     skipped: torch.Tensor
+    pieces: tuple[int, int] | None = None
 
     @staticmethod
     def of(threshold: torch.Tensor | float, q: torch.Tensor) -> Skips:
@@ -47,7 +51,7 @@ class Skips:
             raise KernelError(f"{limits.numel()} skip thresholds for {heads} heads; give one, or one for each head")
         if not bool((limits <= 0).all()):
             raise KernelError(f"a skip threshold is {limits.max()}; it is the logarithm of a share, so at most 0")
-        counts = torch.zeros(batch, heads, dtype=torch.int32, device=q.device)
+        counts = torch.zeros(batch, heads, dtype=torch.int64, device=q.device)
         return Skips(limits.reshape(-1).expand(heads).contiguous(), counts)
 
 

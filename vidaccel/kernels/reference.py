@@ -93,21 +93,34 @@ def block_sparse_attention(
 
 
 def _skip(scores: torch.Tensor, layout: TokenLayout, mask: BlockMask, skips: Skips) -> torch.Tensor:
-    """Scores [B,H,S,S] with -inf where a block is passed over; counts those in ``skips``."""
+    """Scores [B,H,S,S] with -inf where a block is passed over; counts those token pairs in ``skips``."""
     limit = skips.threshold.to(scores)[:, None]
     listed = mask.dense.to(scores.device).expand(*scores.shape[:2], -1, -1)
-    sizes = layout.block_sizes.tolist()
+    most_rows, most_keys = skips.pieces or (layout.tokens, layout.tokens)
+    row_sizes, row_block = _pieces(layout, most_rows)
+    key_sizes, key_block = _pieces(layout, most_keys)
+    counts = torch.tensor(row_sizes, device=scores.device)
     running = torch.full_like(scores[..., 0], -math.inf)
     kept = []
-    for j, columns in enumerate(scores.split(sizes, dim=-1)):
+    for j, columns in enumerate(scores.split(key_sizes, dim=-1)):
         local = columns.amax(-1)
         running = torch.maximum(running, local)
-        nearest = torch.stack([rows.amax(-1) for rows in (local - running).split(sizes, dim=-1)], dim=-1)
-        passed = listed[..., j] & (nearest < limit)
-        skips.skipped.add_(passed.sum(-1, dtype=torch.int32))
-        rows = passed[..., layout.block_of_token.to(scores.device)]
+        nearest = torch.stack([rows.amax(-1) for rows in (local - running).split(row_sizes, dim=-1)], dim=-1)
+        passed = listed[..., row_block, key_block[j]] & (nearest < limit)
+        skips.skipped.add_((passed * counts).sum(-1) * key_sizes[j])
+        rows = passed.repeat_interleave(counts, dim=-1)
         kept.append(columns.masked_fill(rows.unsqueeze(-1), -math.inf))
     return torch.cat(kept, dim=-1)
+
+
+def _pieces(layout: TokenLayout, most: int) -> tuple[list[int], list[int]]:
+    """Blocks cut into pieces of at most ``most`` tokens: the size of each piece, and its block."""
+    sizes, blocks = [], []
+    for block, size in enumerate(layout.block_sizes.tolist()):
+        cut = [most] * (size // most) + ([size % most] if size % most else [])
+        sizes += cut
+        blocks += [block] * len(cut)
+    return sizes, blocks
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout, precision: Precision, scale: float) -> torch.Tensor:

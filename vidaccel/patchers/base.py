@@ -118,8 +118,9 @@ class Family(ABC):
     def left_alone(self, model: Any) -> Iterator[dict[str, str]]:
         """Attention that is dense by design, as {"module", "reason"} for the report."""
         for module, reason in self.dense:
-            stack = module.split(".")[0]
-            if stack == "*" or len(getattr(model, stack, None) or ()):
+            part = getattr(model, module.split(".")[0], None)
+            empty = part is None or (isinstance(part, nn.ModuleList) and not len(part))
+            if module.startswith("*") or not empty:
                 yield {"module": module, "reason": f"{reason}, dense by design"}
 
     def heads_of(self, module: Any) -> int:

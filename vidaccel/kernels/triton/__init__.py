@@ -5,6 +5,7 @@ This module is the door: importing it needs no Triton; the kernels are imported 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -86,12 +87,16 @@ def block_sparse_attention(
         LayoutError: if shapes and layout do not fit together.
         KernelError: if :func:`why_not` has a reason, or ``scale`` is not positive.
     """
-    request = KernelRequest.of(q, precision, tail=tail, return_lse=return_lse, skip=skips is not None)
-    reason = why_not(request)
-    if reason:
-        raise KernelError(f"the Triton kernel cannot run this: {reason}")
-    from .launch import launch
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise KernelError("the Triton kernel has no backward pass; run under torch.no_grad() or use kernel torch-sparse")
+    # Triton launches on the current device, which need not be the tensors'
+    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+        request = KernelRequest.of(q, precision, tail=tail, return_lse=return_lse, skip=skips is not None)
+        reason = why_not(request)
+        if reason:
+            raise KernelError(f"the Triton kernel cannot run this: {reason}")
+        from .launch import launch
 
-    return launch(
-        q, k, v, layout, mask, scale=scale, precision=precision, tail=tail, return_lse=return_lse, skips=skips
-    )
+        return launch(
+            q, k, v, layout, mask, scale=scale, precision=precision, tail=tail, return_lse=return_lse, skips=skips
+        )

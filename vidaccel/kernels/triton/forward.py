@@ -52,7 +52,7 @@ def block_sparse_forward(
     kv_index,
     order,
     bias,
-    # skip: per-head threshold [H] in base-2 units, and how often it was used [B,H]
+    # skip: per-head threshold [H] in base-2 units, and token pairs passed over, int64 [B,H]
     threshold,
     skipped,
     # strides in elements; D is contiguous
@@ -130,7 +130,7 @@ def block_sparse_forward(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if SKIP:
         limit = tl.load(threshold + h)
-        skips = 0
+        skips = rows * 0
 
     lists = b * list_batch + h * list_head + piece
     kv = kv_index + lists * list_length
@@ -164,7 +164,7 @@ def block_sparse_forward(
             # nothing in this piece comes near any row's maximum: no exponentials, no V, no product
             nearest = tl.max(tl.where(row < rows, local - new_top, float("-inf")), 0)
             if (nearest < limit) & (kv_piece < exact):
-                skips += 1
+                skips += rows * tl.load(k_len + kv_piece)
             else:
                 p = weights(scores, step, new_top, BIAS)
                 fade = tl.exp2(top - new_top)
@@ -191,7 +191,7 @@ def block_sparse_forward(
     if LSE:
         tl.store(lse + head.to(tl.int64) * tokens + first + row, log_sum_exp(top, total), mask=row < rows)
     if SKIP:
-        tl.atomic_add(skipped + head, skips)
+        tl.atomic_add(skipped + head, skips.to(tl.int64))
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from ...layout import TokenLayout
 from ...types import PRECISIONS, Precision
 from ..contract import AttentionResult, Skips, check_inputs
 from ..quantise import ROWS
+from . import hopper_launch
 from .configs import Config, config_for
 from .forward import block_sparse_forward
 from .preparation import Prepared, append_means, prepare, room
@@ -62,6 +63,9 @@ def launch(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if not scale > 0:
         raise KernelError(f"scale is {scale}; the Triton kernel takes the maximum before scaling and needs it positive")
+    run = _run
+    if config is None and hopper_launch.why_not(q, layout, precision, skip=skips is not None) is None:
+        config, run = hopper_launch.CONFIG, hopper_launch.run
     if config is None:
         config = config_for(q, layout, precision, skip=skips is not None)
     batch, tokens, heads, _ = q.shape
@@ -69,7 +73,11 @@ def launch(
     ready = _prepare(q, k, v, layout, precision, tail)
     out = room(q.shape, q.dtype, q.device)
     lse = torch.empty(batch, heads, tokens if return_lse else 0, dtype=torch.float32, device=q.device)
-    _run(ready, out, lse, work, layout, precision, scale, skips, config)
+    # contiguous, whatever the caller's counts are
+    counted = None if skips is None else Skips(skips.threshold, torch.zeros_like(skips.skipped).contiguous())
+    _run(ready, out, lse, work, layout, precision, scale, counted, config)
+    if skips is not None and counted is not None:
+        skips.skipped.add_(counted.skipped)
     if return_lse and ready.k_mean is not None:
         # K smoothing lowered every score of a row by scale * q.k_mean
         lse += scale * torch.einsum("bshd,bhd->bhs", q.float(), ready.k_mean)
@@ -92,8 +100,10 @@ def _by_heads(
     for first in range(0, q.shape[2], together):
         heads = slice(first, first + together)
         part = mask if mask.shape[1] == 1 else BlockMask(mask.kv_num_blocks[:, heads], mask.kv_indices[:, heads])
-        counted = None if skips is None else Skips(skips.threshold[heads], skips.skipped[:, heads])
+        counted = None if skips is None else Skips(skips.threshold[heads], torch.zeros_like(skips.skipped[:, heads]))
         result = launch(q[:, :, heads], k[:, :, heads], v[:, :, heads], layout, part, skips=counted, **options)
+        if skips is not None and counted is not None:
+            skips.skipped[:, heads] += counted.skipped
         for parts, made in zip((outs, lses), result if isinstance(result, tuple) else (result,), strict=False):
             parts.append(made)
     whole = torch.cat(outs, dim=2)
@@ -145,7 +155,7 @@ def _addressable(x: torch.Tensor) -> torch.Tensor:
 
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     """Memory for the descriptors that programs make; torch's allocations are aligned enough."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
+    return torch.empty(size, dtype=torch.int8, device=torch.cuda.current_device())
 
 
 def _run(
@@ -206,7 +216,8 @@ def _run(
         *((0, 0) if bias is None else bias.shape),
         scale * _LOG2_E,
         D=channels,
-        BLOCK_D=triton.next_power_of_2(channels),
+        # the least that tensor cores multiply at once
+        BLOCK_D=max(16 if precision.qk == "native" else 32, triton.next_power_of_2(channels)),
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         QK_8BIT=precision.qk != "native",

@@ -91,7 +91,7 @@ def block_reduction(
     x_base = x + b * x_batch + h * x_head
     for start in range(0, rows, ROWS):
         at, inside = rows_of(first, start, rows, D, BLOCK_D, ROWS)
-        raw = tl.load(x_base + at * x_row + channel[None, :] * x_channel, mask=inside, other=0.0)
+        raw = tl.load(x_base + at * x_row + channel[None, :].to(tl.int64) * x_channel, mask=inside, other=0.0)
         tile = raw.to(tl.float32)
         total += tile
         if RANGE:

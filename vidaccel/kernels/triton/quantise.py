@@ -78,7 +78,7 @@ def quantise_rows(
     first = tl.load(offsets + block)
     rows = tl.load(offsets + block + 1) - first
     channel = tl.arange(0, BLOCK_D)
-    x_base = x + b * x_batch + h * x_head + channel[None, :] * x_channel
+    x_base = x + b * x_batch + h * x_head + channel[None, :].to(tl.int64) * x_channel
     out_base = out + b * out_batch + h * out_head + channel[None, :]
     centre = tl.zeros([BLOCK_D], tl.float32)
     if SMOOTH:
@@ -173,7 +173,7 @@ def quantise_values(
     if SMOOTH:
         centre = tl.load(mean + head * D + channel, mask=channel < D, other=0.0)
     step = tl.load(scale + head * D + channel, mask=channel < D, other=1.0)
-    v_base = v + b * v_batch + h * v_head + channel[None, :] * v_channel
+    v_base = v + b * v_batch + h * v_head + channel[None, :].to(tl.int64) * v_channel
     out_base = out + (head * D + channel[:, None]) * columns + first_column
     for start in range(0, room, COLUMNS):
         at, inside = rows_of(first, start, rows, D, BLOCK_D, COLUMNS)

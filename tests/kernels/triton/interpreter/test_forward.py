@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from vidaccel.patterns import (
     SpatialBand,
     TemporalBand,
 )
+from vidaccel.types import PRECISIONS
 
 NATIVE = [torch.float32, torch.bfloat16, torch.float16]
 RAGGED = {"grid": (3, 7, 6), "tile": (2, 4, 4)}
@@ -145,6 +147,31 @@ def test_skipping_is_what_the_oracle_says(threshold: float) -> None:
         assert ours.skipped.any()
     torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=1e-5)
+
+
+def test_long_blocks_are_skipped_piece_by_piece() -> None:
+    """Also with counts that are a view of something larger, and by groups of heads."""
+    layout = make_layout((3, 8, 8), (2, 4, 8))  # blocks of 64 and 32 tokens
+    q, k, v = random_qkv(layout, batch=2, heads=2, dim=32)
+    q = 6 * q  # peaked, so that whole pieces are far from every row's maximum
+    mask = random_mask(layout, 2, [0.6, 1.0])
+    config = Config(32, 16, 4, 1)
+    theirs = replace(Skips.of(-0.3, q), pieces=(config.block_m, config.block_n))
+    counts = torch.zeros(2, 5, dtype=torch.int64)
+    out = launch(q, k, v, layout, mask, skips=Skips(theirs.threshold, counts[:, 1:3]), config=config)
+    exact, _ = oracle(q, k, v, layout, mask, skips=theirs)
+    assert theirs.skipped.any() and torch.equal(counts[:, 1:3], theirs.skipped) and not counts[:, 3:].any()
+    torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dim", "precision"), [(8, "native"), (16, "int8")])
+def test_few_channels(dim: int, precision: str) -> None:
+    layout = make_layout()
+    q, k, v = random_qkv(layout, dim=dim)
+    mask = random_mask(layout, 1, [0.5])
+    out = launch(q, k, v, layout, mask, precision=PRECISIONS[precision])
+    expected, _ = oracle(q, k, v, layout, mask, precision=PRECISIONS[precision])
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_scale_that_is_not_positive_is_refused() -> None:
