@@ -327,7 +327,8 @@ def command_text(recipe: Recipe, options: argparse.Namespace) -> str:
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
         if value != field.default and hasattr(options, field.name):
-            words.append(f"--{field.name.replace('_', '-')}" + ("" if value is True else f" {value}"))
+            text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            words.append(f"--{field.name.replace('_', '-')}" + ("" if value is True else f" {text}"))
     return " ".join(words)
 
 

@@ -1,0 +1,93 @@
+"""The Kandinsky 5 and 6 pipelines, fed with text embeddings: their encoders are Qwen2.5-VL and CLIP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+from PIL import Image
+
+from tests.zoo.case import Case
+
+HEIGHT, WIDTH, FRAMES = 48, 80, 9  # latents 3x6x10, token grid 3x3x5
+TEXT, POOLED = 16, 8
+
+
+def _vae() -> Any:
+    return diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2
+    ).eval()
+
+
+def _image() -> Image.Image:
+    pixels = torch.randint(0, 255, (HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def _text5(*lengths: int) -> dict[str, Any]:
+    """Embeddings of prompts of these lengths, padded to 8 tokens, and of equally many negative prompts of length 4."""
+    generator = torch.Generator().manual_seed(3)
+    found: dict[str, Any] = {}
+    for prefix, valid in (("", lengths), ("negative_", (4,) * len(lengths))):
+        found[f"{prefix}prompt_embeds_qwen"] = torch.randn(len(valid), max(valid), TEXT, generator=generator)
+        found[f"{prefix}prompt_embeds_clip"] = torch.randn(len(valid), POOLED, generator=generator)
+        found[f"{prefix}prompt_cu_seqlens"] = torch.tensor([0, *valid]).cumsum(0).to(torch.int32)
+    return found
+
+
+def _awake(transformer: Any) -> Any:
+    """Without the zeros of training's start, which close every gate."""
+    for parameter in transformer.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return transformer.eval()
+
+
+def _pipe5(cls: str) -> Any:
+    transformer = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        in_text_dim=TEXT,
+        in_text_dim2=POOLED,
+        time_dim=16,
+        out_visual_dim=4,
+        model_dim=48,
+        ff_dim=48,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(4, 6, 6),
+        visual_cond=True,
+    )
+    return getattr(diffusers, cls)(
+        transformer=_awake(transformer),
+        vae=_vae(),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def _call5() -> dict[str, Any]:
+    return {
+        **_text5(5),
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_frames": FRAMES,
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "generator": torch.Generator().manual_seed(1),
+        "output_type": "latent",
+    }
+
+
+CASES = (
+    Case("Kandinsky5T2VPipeline", lambda: _pipe5("Kandinsky5T2VPipeline"), _call5, lambda: _text5(5, 8)),
+    Case(
+        "Kandinsky5I2VPipeline",
+        lambda: _pipe5("Kandinsky5I2VPipeline"),
+        lambda: {**_call5(), "image": _image(), "num_frames": 17},  # it fits the first 4 latent frames to the rest
+        lambda: _text5(5, 8),
+    ),
+)
