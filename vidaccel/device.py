@@ -18,7 +18,7 @@ from .version import __version__
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PACKAGES", "DeviceInfo", "GpuInfo", "cpu_bf16_is_fast", "default_dtype", "device_info"]
+__all__ = ["PACKAGES", "DeviceInfo", "GpuInfo", "cache_dir", "cpu_bf16_is_fast", "default_dtype", "device_info"]
 
 #: The packages whose versions matter to a run.
 PACKAGES = (
@@ -127,6 +127,20 @@ def device_info(environ: Mapping[str, str] | None = None) -> DeviceInfo:
         gpus=_gpus(),
         environment=tuple((name, found[name]) for name in _VARIABLES if name in found),
     )
+
+
+def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """The folder for what vidaccel measured on this machine; it may not exist yet.
+
+    ``$XDG_CACHE_HOME/vidaccel``, by default ``~/.cache/vidaccel``; a relative path in the variable is not valid and
+    not used (XDG base directory specification).
+
+    Args:
+        environ: the environment variables, by default those of this process.
+    """
+    found = (os.environ if environ is None else environ).get("XDG_CACHE_HOME", "")
+    base = Path(found) if found and Path(found).is_absolute() else Path.home() / ".cache"
+    return base / "vidaccel"
 
 
 @cache

@@ -40,7 +40,7 @@ FACE = {
     "LFE_num_heads": 2,
     "LFE_num_id_token": 2,
     "LFE_num_querie": 3,
-    "LFE_output_dim": 10,
+    "LFE_output_dim": 32,  # two thirds of the width, as the cross-attention expects
 }
 
 
@@ -87,9 +87,12 @@ def _case(
     name: str,
     config: dict[str, Any],
     extra: Callable[[], dict[str, Any]] = dict,
-    two: Callable[[], dict[str, Any]] | None = lambda: PROMPTS,
+    two: Callable[[], dict[str, Any]] = dict,
 ) -> Case:
-    """A pipeline that needs ``extra`` arguments beside the common ones; ``...`` takes one of those out."""
+    """A pipeline that needs ``extra`` arguments beside the common ones, and ``two`` instead for two prompts.
+
+    ``...`` takes one of the common ones out.
+    """
 
     def call() -> dict[str, Any]:
         arguments = {
@@ -107,7 +110,7 @@ def _case(
         }
         return {key: value for key, value in arguments.items() if value is not ...}
 
-    return Case(name, lambda: _pipe(name.split("-")[0], config), call, two)
+    return Case(name, lambda: _pipe(name.split("-")[0], config), call, lambda: {**PROMPTS, **two()})
 
 
 CASES = (
@@ -119,19 +122,19 @@ CASES = (
         "CogVideoXImageToVideoPipeline",
         {**ROPE, "in_channels": 8, "use_learned_positional_embeddings": True},
         lambda: {"image": _image()},
-        None,
+        lambda: {"image": [_image()] * 2},
     ),
     _case(
         "CogVideoXVideoToVideoPipeline",
         ROPE,
         lambda: {"video": [_image()] * FRAMES, "num_frames": ..., "strength": 1.0},
-        None,
+        lambda: {"video": [[_image()] * FRAMES] * 2},
     ),
     _case(
         "CogVideoXFunControlPipeline",
         {**ROPE, "in_channels": 8},
         lambda: {"control_video": [_image()] * FRAMES, "num_frames": ...},
-        None,
+        lambda: {"control_video": [[_image()] * FRAMES] * 2},
     ),
-    _case("ConsisIDPipeline", {**ROPE, **FACE, "in_channels": 8}, _face, None),
+    _case("ConsisIDPipeline", {**ROPE, **FACE, "in_channels": 8}, _face, lambda: {"image": [_image()] * 2}),
 )

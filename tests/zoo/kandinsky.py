@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.autoencoders.mmaudio_vocoder import MMAudioVocoder
 from PIL import Image
 
 from tests.zoo.case import Case
@@ -82,6 +83,69 @@ def _call5() -> dict[str, Any]:
     }
 
 
+def _pipe6() -> Any:
+    transformer = diffusers.Kandinsky6Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=TEXT,
+        in_text_dim2=POOLED,
+        time_dim=16,
+        model_dim=48,
+        ff_dim=48,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(4, 6, 6),
+        in_audio_dim=4,
+        out_audio_dim=4,
+        model_dim_a=32,
+        text_token_padding=True,
+        ca_rope=True,
+        cross_gates=True,
+        fix_modulation=True,
+        visual_token_type_num_embeddings=2,
+    )
+    return diffusers.Kandinsky6TI2VAPipeline(
+        transformer=_awake(transformer),
+        vae=_vae(),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        audio_vae=diffusers.MMAudioVAE(mel_bins=8, latent_channels=4, hidden_channels=8, layers_per_block=1).eval(),
+        vocoder=MMAudioVocoder(
+            num_mels=8,
+            upsample_initial_channel=8,
+            upsample_rates=(2,),
+            upsample_kernel_sizes=(4,),
+            resblock_kernel_sizes=(3,),
+            resblock_dilation_sizes=((1, 3, 5),),
+        ).eval(),
+    )
+
+
+def _text6(prompts: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(3)
+    found: dict[str, Any] = {}
+    for prefix in ("", "negative_"):
+        found[f"{prefix}prompt_embeds"] = torch.randn(prompts, 8, TEXT, generator=generator)
+        found[f"{prefix}pooled_prompt_embeds"] = torch.randn(prompts, POOLED, generator=generator)
+    return found
+
+
+def _call6() -> dict[str, Any]:
+    return {
+        **_text6(1),
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_frames": FRAMES,
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "generator": torch.Generator().manual_seed(1),
+        "output_type": "latent",
+    }
+
+
 CASES = (
     Case("Kandinsky5T2VPipeline", lambda: _pipe5("Kandinsky5T2VPipeline"), _call5, lambda: _text5(5, 8)),
     Case(
@@ -90,4 +154,7 @@ CASES = (
         lambda: {**_call5(), "image": _image(), "num_frames": 17},  # it fits the first 4 latent frames to the rest
         lambda: _text5(5, 8),
     ),
+    Case("Kandinsky6TI2VAPipeline", _pipe6, _call6, lambda: _text6(2)),
+    Case("Kandinsky6TI2VAPipeline-image", _pipe6, lambda: {**_call6(), "image": _image()}),  # one frame more
+    Case("Kandinsky6TI2VAPipeline-silent", _pipe6, lambda: {**_call6(), "sample_audio": False}, lambda: _text6(2)),
 )

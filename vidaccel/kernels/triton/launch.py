@@ -75,7 +75,7 @@ def launch(
     lse = torch.empty(batch, heads, tokens if return_lse else 0, dtype=torch.float32, device=q.device)
     # contiguous, whatever the caller's counts are
     counted = None if skips is None else Skips(skips.threshold, torch.zeros_like(skips.skipped).contiguous())
-    _run(ready, out, lse, work, layout, precision, scale, counted, config)
+    run(ready, out, lse, work, layout, precision, scale, counted, config)
     if skips is not None and counted is not None:
         skips.skipped.add_(counted.skipped)
     if return_lse and ready.k_mean is not None:
