@@ -27,7 +27,7 @@ def _image() -> Image.Image:
 
 
 def _text5(*lengths: int) -> dict[str, Any]:
-    """Embeddings of prompts of these lengths, padded to 8 tokens, and of equally many negative prompts of length 4."""
+    """Embeddings of prompts of these lengths, padded to the longest, and of equally many negative prompts."""
     generator = torch.Generator().manual_seed(3)
     found: dict[str, Any] = {}
     for prefix, valid in (("", lengths), ("negative_", (4,) * len(lengths))):

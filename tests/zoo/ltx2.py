@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
@@ -18,8 +19,13 @@ from tests.zoo.case import Case
 HEIGHT, WIDTH, FRAMES = 96, 160, 17  # token grid 3x3x5
 TEXT, LAYERS, TOKENS = 8, 2, 8  # channels and layers of the encoder, tokens of a prompt
 
+KEYFRAMES = {"use_keyframes_abs_pos_embedding": True}
+GATED = {"perturbed_attn": True} | {
+    f"{stream}{name}": True for stream in ("", "audio_") for name in ("gated_attn", "cross_attn_mod")
+}
 
-def _parts() -> dict[str, Any]:
+
+def _parts(**config: Any) -> dict[str, Any]:
     vae = diffusers.AutoencoderKLLTX2Video(
         latent_channels=8,
         block_out_channels=(8, 8, 8, 8),
@@ -71,8 +77,7 @@ def _parts() -> dict[str, Any]:
         caption_channels=TEXT,
         rope_double_precision=False,
         rope_type="split",
-        perturbed_attn=True,
-        use_keyframes_abs_pos_embedding=True,
+        **config,
     )
     models = {
         "vae": vae,
@@ -84,12 +89,13 @@ def _parts() -> dict[str, Any]:
     return {name: model.eval() for name, model in models.items()}
 
 
-def _pipe(cls: str, **more: Any) -> Any:
+def _pipe(cls: str, config: dict[str, Any] | None = None, **more: Any) -> Any:
+    """A pipeline with a transformer of this ``config`` and ``more`` components."""
     arguments = {
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
         "text_encoder": None,
         "tokenizer": None,
-        **_parts(),
+        **_parts(**(config or {})),
         **more,
     }
     return getattr(diffusers, cls)(**arguments)
@@ -111,7 +117,14 @@ def _image() -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
-def _case(name: str, extra: Callable[[], dict[str, Any]] = dict, *, two: bool = True, **more: Any) -> Case:
+def _case(
+    name: str,
+    extra: Callable[[], dict[str, Any]] = dict,
+    config: dict[str, Any] | None = None,
+    *,
+    two: bool = True,
+    **more: Any,
+) -> Case:
     cls = name.split("-")[0]
 
     def call() -> dict[str, Any]:
@@ -131,7 +144,7 @@ def _case(name: str, extra: Callable[[], dict[str, Any]] = dict, *, two: bool = 
         }
         return {key: value for key, value in arguments.items() if value is not ...}
 
-    return Case(name, lambda: _pipe(cls), call, (lambda: _text(5, 8)) if two else None, **more)
+    return Case(name, lambda: _pipe(cls, config), call, (lambda: _text(5, 8)) if two else None, **more)
 
 
 def _dfr() -> dict[str, Any]:
@@ -146,12 +159,39 @@ def _dfr() -> dict[str, Any]:
     }
 
 
+def _refine_pipe() -> Any:
+    upsampler = LTX2LatentUpsamplerModel(
+        in_channels=8, mid_channels=32, num_blocks_per_stage=1, spatial_upsample=False, temporal_upsample=True
+    )
+    return _pipe(
+        "LTX2DFRTemporalRefinePipeline",
+        KEYFRAMES,
+        scheduler=diffusers.LTXEulerAncestralRFScheduler(eta=0.5),
+        temporal_latent_upsampler=upsampler.eval(),
+    )
+
+
+def _refine() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(4)
+    return {
+        **_dfr(),
+        "num_frames": 25,
+        "sigmas": [0.9, 0.5],
+        "latents": torch.randn(1, 8, 4, 3, 5, generator=generator),
+        "keyframes_latents": torch.randn(1, 8, 1, 3, 5, generator=generator),
+        "keyframe_positions": [24],
+        "audio_latents": torch.randn(1, 2, 26, 2, generator=generator),
+    }
+
+
 CASES = (
     _case("LTX2Pipeline"),
     _case(
         "LTX2Pipeline-perturbed",
         lambda: {"stg_scale": 1.0, "audio_stg_scale": 1.0, "spatio_temporal_guidance_blocks": [0, 1]},
+        {"perturbed_attn": True},
     ),
+    _case("LTX2Pipeline-2.3", config=GATED),
     _case("LTX2ImageToVideoPipeline", lambda: {"image": _image(), "image_crf": 0}),
     _case("LTX2ConditionPipeline", lambda: {"conditions": LTX2VideoCondition(frames=_image(), crf=0)}),
     _case(
@@ -166,7 +206,7 @@ CASES = (
         },
         two=False,
         sparse=False,
-        reason="mask",
+        reason="an attention mask of float32 weights",
     ),
     _case(
         "LTX2HDRPipeline",
@@ -176,5 +216,6 @@ CASES = (
             "audio_stg_scale": ...,
         },
     ),
-    Case("LTX2DFRPipeline", lambda: _pipe("LTX2DFRPipeline"), _dfr, sparse=False, reason="coordinates of tokens"),
+    Case("LTX2DFRPipeline", lambda: _pipe("LTX2DFRPipeline", KEYFRAMES), _dfr, sparse=False, reason="coordinates of tokens"),
+    Case("LTX2DFRTemporalRefinePipeline", _refine_pipe, _refine, sparse=False, reason="coordinates of tokens"),
 )
