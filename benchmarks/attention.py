@@ -6,6 +6,10 @@ that is busy with other things slows both alike. Every result is compared with t
 ends the run before any time is printed.
 
     python -m benchmarks.attention --device cpu [--quick] [--threads N] [--json PATH]
+    python -m benchmarks.attention --device cuda [--minutes N] [--shapes NAME ...] [--json PATH]
+
+On a CUDA device (:mod:`.cuda_attention`) it runs at the shapes of video models, in every precision and beside other
+projects' kernels.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from vidaccel.kernels.contract import Kernel
 from vidaccel.kernels.reference import block_sparse_attention as oracle
 from vidaccel.layout import TokenLayout
 from vidaccel.types import PRECISIONS, TileShape, VideoGrid
+
+from . import cuda_run
 
 NATIVE = PRECISIONS["native"]
 BATCH, HEADS, HEAD_DIM = 1, 8, 64
@@ -161,20 +167,25 @@ def measure(dtype: torch.dtype, rounds: int) -> list[Row]:
     return rows
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures, prints a table and writes the JSON file if one is asked for."""
+def main(argv: list[str] | None = None) -> int:
+    """Measures, prints a table and writes the JSON file if one is asked for; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attention", description="Sparse attention against dense."
     )
-    parser.add_argument("--device", choices=["cpu"], default="cpu", help="where to run")
-    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run (auto: cuda if there is one)"
+    )
+    parser.add_argument("--quick", action="store_true", help="cpu: 3 rounds instead of 9; cuda: two shapes")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (1: least disturbed by other processes)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures and the environment here")
+    cuda_run.add_arguments(parser.add_argument_group("on a CUDA device"))
     args = parser.parse_args(argv)
     if args.threads < 1:
         parser.error(f"--threads is {args.threads}; give at least 1")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring, not after
+    if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()):
+        return cuda_run.run(args)
     torch.set_num_threads(args.threads)
     rounds = 3 if args.quick else 9
 
@@ -206,7 +217,8 @@ def main(argv: list[str] | None = None) -> None:
             "rows": [asdict(row) for row in rows],
         }
         args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """A family for your own video transformer: say where its attention is and how its tokens lie, and it can be patched.
 
-    python examples/custom_family.py
+python examples/custom_family.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import vidaccel
 from vidaccel.patchers.base import Family
 from vidaccel.patchers.registry import register_family
 
-# -- a transformer as you may have it: six blocks over a flattened video ---------------------------------------------
+# -- a transformer as you may have it: six layers of attention over a flattened video ---------------------------------------------
 
 
 class MyProcessor:
@@ -43,7 +43,7 @@ class MyVideoTransformer(nn.Module):
     def forward(self, video: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:  # [B, C, T, H, W]
         x = video.flatten(2).transpose(1, 2)
         for block in self.blocks:
-            x = x + block["attn"](x)
+            x = x + block.get_submodule("attn")(x)
         return x.transpose(1, 2).unflatten(2, video.shape[2:])
 
 

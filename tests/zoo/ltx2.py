@@ -216,6 +216,12 @@ CASES = (
             "audio_stg_scale": ...,
         },
     ),
-    Case("LTX2DFRPipeline", lambda: _pipe("LTX2DFRPipeline", KEYFRAMES), _dfr, sparse=False, reason="coordinates of tokens"),
+    Case(
+        "LTX2DFRPipeline",
+        lambda: _pipe("LTX2DFRPipeline", KEYFRAMES),
+        _dfr,
+        sparse=False,
+        reason="coordinates of tokens",
+    ),
     Case("LTX2DFRTemporalRefinePipeline", _refine_pipe, _refine, sparse=False, reason="coordinates of tokens"),
 )

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from tests.tiny_wan import tiny_scheduler, tiny_text, tiny_vae
 from tests.zoo.case import Case
 
-HEIGHT, WIDTH, FRAMES = 48, 80, 5  # with the reference latents 3x6x10, token grid 3x3x5
+HEIGHT, WIDTH, FRAMES = 48, 80, 9  # latents 3x6x10, token grid 3x3x5 behind the reference's 3x5
 FACE = 16
 
 

@@ -88,7 +88,7 @@ def block_sparse_attention(
         KernelError: if :func:`why_not` has a reason, or ``scale`` is not positive.
     """
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        raise KernelError("the Triton kernel has no backward pass; run under torch.no_grad() or use kernel torch-sparse")
+        raise KernelError("the Triton kernel has no backward pass; use torch.no_grad() or kernel torch-sparse")
     # Triton launches on the current device, which need not be the tensors'
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
         request = KernelRequest.of(q, precision, tail=tail, return_lse=return_lse, skip=skips is not None)

@@ -1,7 +1,8 @@
 """How to launch the forward kernel: tile sizes, warps and stages for each architecture, as data with their origin.
 
 The table is ``configs.yaml`` beside this file. An entry's origin is ``gate`` (chosen because its machine code has no
-spills and the right tensor-core instructions, never timed) or ``measured`` (timed on that architecture).
+spills and the right tensor-core instructions, never timed) or ``measured`` (timed on that architecture). What somebody
+tuned on their own device (:mod:`.autotune`) comes before it.
 """
 
 from __future__ import annotations
@@ -117,7 +118,11 @@ def for_skipping(config: Config) -> Config:
 
 
 def config_for(q: torch.Tensor, layout: TokenLayout, precision: Precision, *, skip: bool = False) -> Config:
-    """The configuration for q [B,S,H,D] on its device."""
-    block_tokens = int(layout.block_sizes.max())
-    config = choose(arch_of(q.device), kind_of(q.dtype, precision), q.shape[-1], block_tokens)
+    """The configuration for q [B,S,H,D] on its device: the tuned one if somebody tuned, else the table's."""
+    from .autotune import tuned  # which needs this module
+
+    config = tuned(q.dtype, precision, q.shape[-1], layout, q.device)
+    if config is None:
+        block_tokens = int(layout.block_sizes.max())
+        config = choose(arch_of(q.device), kind_of(q.dtype, precision), q.shape[-1], block_tokens)
     return for_skipping(config) if skip else config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -115,7 +116,8 @@ def _prepare(
 ) -> Prepared:
     """What the kernel reads: 8-bit copies where the precision wants them, block means behind the keys for a tail."""
     if precision.quantised:
-        return prepare(q, k, v, layout, precision, tail=tail)
+        ready = prepare(q, k, v, layout, precision, tail=tail)
+        return replace(ready, v=_addressable(ready.v))  # with 16-bit PV it may be the caller's own
     if tail:
         k, v = append_means(k, layout), append_means(v, layout)
     return Prepared(*(_addressable(x) for x in (q, k, v)))

@@ -97,3 +97,14 @@ def test_q_smoothing_by_groups_of_heads(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(launch_module, "_MAX_BIAS", 1)
     for one, other in zip(whole, launch(q, k, v, layout, mask, **options), strict=True):
         assert torch.equal(one, other)
+
+
+def test_16_bit_values_may_be_strided_and_unaligned() -> None:
+    """With int8 scores and native PV the kernel reads V itself, here a slice of one fused projection."""
+    layout = make_layout((2, 4, 4), (1, 4, 4))
+    fused = torch.randn(1, layout.tokens, 2, 3 * 32 + 1, dtype=torch.bfloat16)
+    q, k, v = (fused[..., 1 + 32 * i : 33 + 32 * i] for i in range(3))
+    mask = random_mask(layout, 1, [0.5, 0.5])
+    out = launch(q, k, v, layout, mask, precision=PRECISIONS["int8"])
+    same = launch(*(x.contiguous() for x in (q, k, v)), layout, mask, precision=PRECISIONS["int8"])
+    assert torch.equal(out, same)
