@@ -65,7 +65,7 @@ def pieces_of(name: str, q: torch.Tensor, layout: TokenLayout, precision: Precis
     """The sizes at which a skipping kernel decides, ``None`` for whole blocks."""
     if not name.startswith("triton"):
         return None
-    from vidaccel.kernels.triton.configs import config_for
+    from vidaccel.kernels.triton.tuned import config_for
 
     config = config_for(q, layout, precision, skip=True)
     return config.block_m, config.block_n
@@ -82,8 +82,8 @@ def _plain(
     skips: Any = None,
     **options: Any,
 ) -> AttentionResult:
-    from vidaccel.kernels.triton.configs import config_for
     from vidaccel.kernels.triton.launch import launch
+    from vidaccel.kernels.triton.tuned import config_for
 
     config = config_for(q, layout, precision, skip=skips is not None)
     return launch(q, k, v, layout, mask, precision=precision, skips=skips, config=config, **options)

@@ -16,7 +16,7 @@ import vidaccel
 from vidaccel.patchers.base import Family
 from vidaccel.patchers.registry import register_family
 
-# -- a transformer as you may have it: six layers of attention over a flattened video ---------------------------------------------
+# -- a transformer as you may have it: six layers of attention over a flattened video --------------------------------
 
 
 class MyProcessor:

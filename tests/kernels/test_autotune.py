@@ -13,9 +13,11 @@ from tests.kernels.helpers import make_layout
 from vidaccel.blockmask import BlockMask
 from vidaccel.device import cache_dir
 from vidaccel.errors import KernelError
-from vidaccel.kernels.triton import autotune, configs
-from vidaccel.kernels.triton.autotune import Bucket, Workload, candidates, sweep, tune, tuned
-from vidaccel.kernels.triton.configs import Config, choose, config_for
+from vidaccel.kernels.triton import configs
+from vidaccel.kernels.triton import tuned as stored
+from vidaccel.kernels.triton.autotune import Workload, candidates, sweep, tune
+from vidaccel.kernels.triton.configs import Config, choose
+from vidaccel.kernels.triton.tuned import Bucket, config_for, tuned
 from vidaccel.types import PRECISIONS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -27,9 +29,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Test GPU 9000 (SXM)")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    autotune._stored.cache_clear()
+    stored._stored.cache_clear()
     yield
-    autotune._stored.cache_clear()
+    stored._stored.cache_clear()
 
 
 def workload(head_dim: int = 128) -> Workload:
@@ -77,7 +79,7 @@ def test_launches_take_the_tuned_configuration(monkeypatch: pytest.MonkeyPatch) 
     table = choose(90, "native16", 128, 128)
     assert config_for(q, work.layout, NATIVE) == table  # a CPU has the interpreter's own
     found = tuned(q.dtype, NATIVE, 128, work.layout, CUDA)
-    monkeypatch.setattr(autotune, "tuned", lambda *args: found)
+    monkeypatch.setattr(stored, "tuned", lambda *args: found)
     assert config_for(q, work.layout, NATIVE) == best
     assert not config_for(q, work.layout, NATIVE, skip=True).warp_specialize
 
@@ -99,12 +101,12 @@ def test_the_file_says_what_was_measured_where(tmp_path: Path) -> None:
 def test_other_versions_start_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     work = workload()
     tune(work, NATIVE, CUDA, timer=seconds)
-    autotune._file_name.cache_clear()
-    monkeypatch.setattr(autotune, "_versions", lambda: {"torch": "99"})
+    stored._file_name.cache_clear()
+    monkeypatch.setattr(stored, "_versions", lambda: {"torch": "99"})
     try:
         assert tuned(torch.bfloat16, NATIVE, 128, work.layout, CUDA) is None
     finally:
-        autotune._file_name.cache_clear()
+        stored._file_name.cache_clear()
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     tune(work, NATIVE, CUDA, timer=seconds)
     (path,) = (tmp_path / "vidaccel" / "tuning").iterdir()
     path.write_text("{")
-    autotune._stored.cache_clear()
+    stored._stored.cache_clear()
     with pytest.raises(KernelError, match="delete it and tune again"):
         tuned(torch.bfloat16, NATIVE, 128, work.layout, CUDA)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vidaccel.errors import KernelError
-from vidaccel.kernels.triton import lacks
+from vidaccel.kernels.contract import KernelRequest
+from vidaccel.kernels.triton import cannot_skip, lacks
 from vidaccel.kernels.triton.configs import Config, arch_of, choose, kind_of, table
 from vidaccel.types import PRECISIONS, Precision
 
@@ -73,3 +74,20 @@ def test_an_unknown_device_uses_the_nearest_older_one(
 def test_what_a_device_lacks(capability: tuple[int, int], name: str, reason: str | None) -> None:
     found = lacks(capability, PRECISIONS[name])
     assert found is None if reason is None else reason in str(found)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "reason"),
+    [
+        ((9, 0), torch.bfloat16, 128, None),
+        ((10, 0), torch.bfloat16, 128, "cannot compile it"),
+        ((9, 0), torch.bfloat16, 256, "at most 128 channels"),
+        ((12, 0), torch.float32, 64, "float32 spills"),
+    ],
+)
+def test_skipping_runs_only_where_it_passed_the_gate(
+    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, reason: str | None
+) -> None:
+    request = KernelRequest("cuda", dtype, head_dim, PRECISIONS["native"], skip=True)
+    found = cannot_skip(capability, request)
+    assert found is None if reason is None else found is not None and reason in found

@@ -56,7 +56,9 @@ def test_what_is_not_plain_self_attention_goes_where_it_went() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(1, 4, 2, 8, generator=generator), torch.randn(1, 6, 2, 8, generator=generator)
     assert torch.equal(ours(q, k), Plain()(q, k))
+    ours.handle = torch.tensor([-1])
     assert torch.equal(ours(q, q, causal=True), Plain()(q, q, causal=True))
+    ours.handle = torch.empty(0, dtype=torch.int64)
     with pytest.raises(Exception, match="one element tensors"):
         ours(q, q)
 

@@ -119,3 +119,35 @@ def test_two_prompts(case: Case) -> None:
     found = case.run(pipe, **case.two())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert found.shape[0] == 2 and not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.skipif(OLDER, reason="needs the newest diffusers")
+def test_a_model_with_sparse_attention_of_its_own_is_left_to_it() -> None:
+    """Kandinsky 5's NABLA passes a FlexAttention mask; the call never reaches our operator, and the report says so."""
+    from tests.zoo import kandinsky
+
+    def make() -> Any:
+        pipe = next(case for case in kandinsky.CASES if case.pipeline == "Kandinsky5T2VPipeline").make()
+        config = {key: value for key, value in pipe.transformer.config.items() if not key.startswith("_")}
+        config |= {"attention_type": "nabla", "attention_P": 0.9, "attention_wT": 3, "attention_wW": 1}
+        config |= {"attention_wH": 1, "attention_add_sta": True, "attention_method": "topcdf"}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            pipe.register_modules(transformer=type(pipe.transformer)(**config).eval())
+        pipe.transformer.set_attention_backend("flex")
+        return pipe
+
+    call = kandinsky.CASES[0].call
+    size = {"height": 128, "width": 256}
+    pipe = make()
+    expected = kandinsky.CASES[0].run(pipe, **size)
+    session = vidaccel.patch(pipe, ALIKE)
+    assert torch.equal(kandinsky.CASES[0].run(pipe, **size), expected)
+    report = session.report()
+    assert report.calls > 0 and report.sparse_calls == 0
+    assert sum(report.fallbacks.values()) == report.calls
+    assert all("NABLA" in reason for reason in report.fallbacks)
+    vidaccel.unpatch(pipe)
+    vidaccel.patch(pipe, ALIKE, strict=True)
+    with pytest.raises(vidaccel.StrictError, match="NABLA"):
+        pipe(**{**call(), **size})

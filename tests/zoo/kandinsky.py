@@ -6,7 +6,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.models.autoencoders.mmaudio_vocoder import MMAudioVocoder
 from PIL import Image
 
 from tests.zoo.case import Case
@@ -113,7 +112,7 @@ def _pipe6() -> Any:
         tokenizer_2=None,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         audio_vae=diffusers.MMAudioVAE(mel_bins=8, latent_channels=4, hidden_channels=8, layers_per_block=1).eval(),
-        vocoder=MMAudioVocoder(
+        vocoder=diffusers.MMAudioVocoder(
             num_mels=8,
             upsample_initial_channel=8,
             upsample_rates=(2,),

@@ -87,6 +87,18 @@ def attend(
         return out
 
 
+def passed_by(site: AttentionSite, reason: str) -> None:
+    """Counts a call that never reached :func:`attend`, because it is no attention that a kernel here could run.
+
+    Raises:
+        StrictError: in a strict session, if the plan wanted this call sparse.
+    """
+    state, session = site.state, site.session
+    if state.moment is None or not session.policy(state.moment, state.name, site.layer).is_dense:
+        _fell_back(site, state.dense_reason or reason)
+    site.stats.count("dense", 1.0, sparse=False)
+
+
 def _decide(site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None) -> tuple[list[Work], str | None]:
     """What to run sparse (nothing: dense), and a reason if that is not what the plan says."""
     state, session = site.state, site.session

@@ -13,9 +13,10 @@ import weakref
 import torch
 
 from ..errors import PatchError
-from .attend import AttentionSite, attend
+from . import attend
+from .attend import AttentionSite
 
-__all__ = ["attention", "handle_for"]
+__all__ = ["attention", "handle_for", "passed_by"]
 
 _sites: weakref.WeakValueDictionary[int, AttentionSite] = weakref.WeakValueDictionary()
 _next = itertools.count()
@@ -28,6 +29,13 @@ def handle_for(site: AttentionSite) -> torch.Tensor:
     return torch.tensor([number], dtype=torch.int64)
 
 
+def passed_by(handle: torch.Tensor, reason: str) -> None:
+    """Counts a call that goes to the model's own attention, with the reason. Not inside a compiled graph."""
+    site = _sites.get(int(handle))
+    if site is not None:
+        attend.passed_by(site, reason)
+
+
 @torch.library.custom_op("vidaccel::attention", mutates_args=())
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, handle: torch.Tensor, mask: torch.Tensor | None = None
@@ -36,7 +44,7 @@ def attention(
     site = _sites.get(int(handle))
     if site is None:
         raise PatchError("this attention layer's session is gone; unpatch the pipeline and patch it again")
-    return attend(site, q, k, v, mask).contiguous()
+    return attend.attend(site, q, k, v, mask).contiguous()
 
 
 @attention.register_fake

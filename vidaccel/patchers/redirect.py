@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..engine.ops import attention
+from ..engine.ops import attention, passed_by
 from ..errors import PatchError
 
 __all__ = ["SparseProcessor", "redirected"]
@@ -71,9 +71,10 @@ class SparseProcessor:
         **rest: Any,
     ) -> torch.Tensor:
         """Stands in for ``dispatch_attention_fn``, tensors [B, S, H, D]; what is not self-attention goes there."""
-        plain = not (dropout_p or is_causal or enable_gqa) and scale is None and not rest.get("attention_kwargs")
-        if plain and key.shape == query.shape and (attn_mask is None or isinstance(attn_mask, torch.Tensor)):
+        odd = bool(dropout_p or is_causal or enable_gqa or rest.get("attention_kwargs")) or scale is not None
+        if not odd and key.shape == query.shape and (attn_mask is None or isinstance(attn_mask, torch.Tensor)):
             return attention(query, key, value, self.handle, attn_mask)
+        self._count_other(query, key, attn_mask)
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         settings = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa, **rest}
@@ -94,7 +95,15 @@ class SparseProcessor:
         if key.shape == query.shape and not (dropout_p or is_causal or rest):
             q, k, v = (x.transpose(1, 2) for x in (query, key, value))
             return attention(q, k, v, self.handle, attn_mask).transpose(1, 2)
+        self._count_other(query, key, attn_mask)
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **rest)
+
+    def _count_other(self, query: torch.Tensor, key: torch.Tensor, mask: Any) -> None:
+        """Reports a call of the model's self-attention that no kernel here can run; cross-attention is none of it."""
+        if query.shape == key.shape and not torch.compiler.is_compiling():
+            masked = mask is not None and not isinstance(mask, torch.Tensor)
+            what = f"with a {type(mask).__name__} for a mask" if masked else "with options that no sparse kernel has"
+            passed_by(self.handle, f"the model attends {what}")
 
     def restore(self, module: Any) -> None:
         """Puts the original processor back, with the backend the user may have chosen meanwhile."""

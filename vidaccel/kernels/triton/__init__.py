@@ -35,7 +35,8 @@ def why_not(request: KernelRequest) -> str | None:
         return f"{request.dtype} is not supported; valid are {', '.join(map(str, _DTYPES))}"
     if torch.version.hip is not None:
         return "has never run on an AMD GPU"
-    lacking = lacks(torch.cuda.get_device_capability(), request.precision)
+    capability = torch.cuda.get_device_capability()
+    lacking = lacks(capability, request.precision) or (cannot_skip(capability, request) if request.skip else None)
     if lacking:
         return lacking
     from .configs import arch_of, choose, kind_of
@@ -54,6 +55,17 @@ def lacks(capability: tuple[int, int], precision: Precision) -> str | None:
         return f"{name} has no bf16 tensor cores; needs 8.0 or later"
     if "fp8" in (precision.qk, precision.pv) and capability < (8, 9):
         return f"{name} cannot multiply fp8; precision {precision.name!r} needs 8.9 or later"
+    return None
+
+
+def cannot_skip(capability: tuple[int, int], request: KernelRequest) -> str | None:
+    """Why in-kernel skipping has no launch configuration that passed the gate, or ``None``."""
+    if capability[0] == 10:
+        return "in-kernel skipping: Triton 3.6 cannot compile it for compute capability 10"
+    if request.head_dim > 128:
+        return f"in-kernel skipping takes at most 128 channels a head, not {request.head_dim}; registers spill beyond"
+    if capability >= (12, 0) and request.dtype == torch.float32:
+        return "in-kernel skipping in float32 spills registers on compute capability 12; use a 16-bit dtype"
     return None
 
 

@@ -1,36 +1,25 @@
 """Tuning of the forward kernel's launch configuration, only when somebody asks for it.
 
 :func:`tune` times the shipped configurations and their neighbours on this device and writes the fastest right one to
-the user's cache directory. :func:`tuned` finds it again; :func:`.configs.config_for` looks there before it takes the
-shipped table. A file belongs to one device name and one set of versions, so that a new compiler starts afresh.
+the user's cache directory (:mod:`.tuned`), where calls find it again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
-from functools import cache
-from importlib import metadata
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...blockmask import BlockMask
-from ...device import cache_dir
 from ...errors import KernelError
-from ...files import write_json
 from ...layout import TokenLayout
 from ...types import Precision
-from ...version import __version__
 from .configs import Config, arch_of, choose, for_skipping, kind_of, table
+from .tuned import Bucket, store
 
-__all__ = ["Bucket", "Trial", "Workload", "candidates", "launch_errors", "sweep", "tune", "tuned"]
+__all__ = ["Trial", "Workload", "candidates", "launch_errors", "sweep", "tune"]
 
 #: Seconds of one launch with a configuration; raises if it cannot run or its result is wrong.
 Timer = Callable[[Config], float]
@@ -58,51 +47,12 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Calls that share a tuned configuration.
-
-    Args:
-        kind: as :func:`.configs.kind_of` writes it.
-        head_dim: channels of one head.
-        block_tokens: of the largest block, rounded up to a power of two.
-        tokens: of the sequence, likewise.
-    """
-
-    kind: str
-    head_dim: int
-    block_tokens: int
-    tokens: int
-
-    @staticmethod
-    def of(dtype: torch.dtype, precision: Precision, head_dim: int, layout: TokenLayout) -> Bucket:
-        """The bucket of a call."""
-        return Bucket(
-            kind_of(dtype, precision), head_dim, _round_up(int(layout.block_sizes.max())), _round_up(layout.tokens)
-        )
-
-    @property
-    def key(self) -> str:
-        """How the file calls it."""
-        return f"{self.kind}/d{self.head_dim}/block{self.block_tokens}/tokens{self.tokens}"
-
-
-@dataclass(frozen=True)
 class Trial:
     """One configuration and what came of it: ``seconds``, or ``None`` and the reason."""
 
     config: Config
     seconds: float | None
     reason: str | None = None
-
-
-def tuned(
-    dtype: torch.dtype, precision: Precision, head_dim: int, layout: TokenLayout, device: torch.device
-) -> Config | None:
-    """The stored configuration for such a call on this device, or ``None``."""
-    if device.type != "cuda":
-        return None
-    found = _stored(_path(torch.cuda.get_device_name(device)))
-    return found.get(Bucket.of(dtype, precision, head_dim, layout).key)
 
 
 def tune(workload: Workload, precision: Precision, device: torch.device, *, timer: Timer | None = None) -> Config:
@@ -125,7 +75,8 @@ def tune(workload: Workload, precision: Precision, device: torch.device, *, time
             f"no configuration of precision {precision.name!r} runs here; run the correctness suite first"
         )
     best = min(trials, key=lambda trial: trial.seconds or 0.0)
-    _store(device, Bucket.of(workload.dtype, precision, workload.head_dim, workload.layout), best)
+    assert best.seconds is not None
+    store(device, Bucket.of(workload.dtype, precision, workload.head_dim, workload.layout), best.config, best.seconds)
     return best.config
 
 
@@ -218,58 +169,3 @@ def _launches(workload: Workload, precision: Precision, device: torch.device) ->
         return statistics.median(times) / 1e3
 
     return timer
-
-
-def _path(device_name: str) -> Path:
-    """The file of this device and these versions."""
-    return cache_dir() / "tuning" / _file_name(device_name)
-
-
-@cache
-def _file_name(device_name: str) -> str:
-    told = json.dumps([device_name, _versions()], sort_keys=True)
-    digest = hashlib.sha256(told.encode()).hexdigest()[:12]
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
-    return f"{slug}-{digest}.json"
-
-
-@cache
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"vidaccel": __version__, "torch": torch.__version__}
-    try:
-        found["triton"] = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        found["triton"] = None
-    return found
-
-
-@cache
-def _stored(path: Path) -> dict[str, Config]:
-    """Configurations by bucket key; empty without a file. Read once, so a call does not wait for the disk."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {key: Config(**entry["config"]) for key, entry in content["entries"].items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise KernelError(f"the tuning file {path} cannot be read ({error}); delete it and tune again") from error
-
-
-def _store(device: torch.device, bucket: Bucket, best: Trial) -> None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    path = _path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {"device": name, "versions": _versions(), "entries": {}}
-    if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
-    content["entries"][bucket.key] = {
-        "config": asdict(best.config),
-        "seconds": best.seconds,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    write_json(path, content)
-    _stored.cache_clear()
-
-
-def _round_up(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()

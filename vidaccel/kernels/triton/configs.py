@@ -2,7 +2,7 @@
 
 The table is ``configs.yaml`` beside this file. An entry's origin is ``gate`` (chosen because its machine code has no
 spills and the right tensor-core instructions, never timed) or ``measured`` (timed on that architecture). What somebody
-tuned on their own device (:mod:`.autotune`) comes before it.
+tuned on their own device (:mod:`.tuned`) comes before it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import torch
 import yaml
 
 from ...errors import KernelError
-from ...layout import TokenLayout
 from ...types import Precision
 
-__all__ = ["Config", "Entry", "arch_of", "choose", "config_for", "for_skipping", "kind_of", "table"]
+__all__ = ["Config", "Entry", "arch_of", "choose", "for_skipping", "kind_of", "table"]
 
 #: The architecture whose sizes the interpreter imitates.
 _INTERPRETED = 90
@@ -115,14 +114,3 @@ def for_skipping(config: Config) -> Config:
         warps=8 if config.block_m == 128 else 4,
         warp_specialize=False,
     )
-
-
-def config_for(q: torch.Tensor, layout: TokenLayout, precision: Precision, *, skip: bool = False) -> Config:
-    """The configuration for q [B,S,H,D] on its device: the tuned one if somebody tuned, else the table's."""
-    from .autotune import tuned  # which needs this module
-
-    config = tuned(q.dtype, precision, q.shape[-1], layout, q.device)
-    if config is None:
-        block_tokens = int(layout.block_sizes.max())
-        config = choose(arch_of(q.device), kind_of(q.dtype, precision), q.shape[-1], block_tokens)
-    return for_skipping(config) if skip else config

@@ -16,9 +16,10 @@ from ...types import PRECISIONS, Precision
 from ..contract import AttentionResult, Skips, check_inputs
 from ..quantise import ROWS
 from . import hopper_launch
-from .configs import Config, config_for
+from .configs import Config
 from .forward import block_sparse_forward
 from .preparation import Prepared, append_means, prepare, room
+from .tuned import config_for
 from .worklist import WorkList, aligned_offsets, worklist
 
 __all__ = ["launch"]
