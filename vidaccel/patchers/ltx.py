@@ -44,8 +44,9 @@ class LTXFamily(Family):
 
 
 class LTX2Family(Family):
-    """LTX-2: the video stream's self-attention. Tokens appended as references are other tokens, always attended. The two
-    DFR pipelines do not tell the grid, so they stay dense.
+    """LTX-2: the video stream's self-attention. Tokens appended as references are other tokens, always attended.
+
+    The two DFR pipelines do not tell the grid, so they stay dense.
     """
 
     name = "ltx2"
