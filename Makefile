@@ -9,14 +9,17 @@ CHECKED := vidaccel tests $(wildcard benchmarks examples)
 TYPED := vidaccel $(wildcard benchmarks examples)
 # the first gives the verdict on every launch configuration, the last is the newest
 TRITONS := 3.6.0 3.9.0
+# the oldest supported diffusers, and what it needs beyond constraints.txt
+OLD_DIFFUSERS := 0.36.0
+OLD_NEEDS := httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 anyio==4.16.0 certifi==2026.10.18 idna==3.20 sniffio==1.3.1
 
-.PHONY: help venv demo test test-python test-kernels lint types format bench clean
+.PHONY: help venv demo test test-python test-kernels test-diffusers lint types format bench clean
 
 help:
 	@echo "make venv    the environment in $(VENV), with the versions of constraints.txt"
 	@echo "make demo    one clip, dense and accelerated, and a table that compares them: outputs/demo.mp4"
-	@echo "make test    all tests: test-python and test-kernels"
-	@echo "make test-kernels  the Triton kernels on a CPU: their results, and their machine code for GPUs that are not here"
+	@echo "make test    all tests, which are: test-python, test-kernels (the Triton kernels on a CPU: their results, and"
+	@echo "             their machine code for GPUs that are not here), test-diffusers (the families on the oldest diffusers)"
 	@echo "make lint    style and types (ruff, mypy); make format repairs the style"
 	@echo "make bench   attention on the CPU against dense, correctness first"
 
@@ -33,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/vidaccel demo
 
-test: test-python test-kernels
+test: test-python test-kernels test-diffusers
 
 test-python: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS)
@@ -54,6 +57,15 @@ test-kernels: $(TRITONS:%=.venv-triton-%/.installed)
 		$(BIN)/python -m pytest -n $(JOBS) tests/kernels/triton/gate; \
 	done
 
+.venv-diffusers-%/.installed: $(STAMP)
+	@echo "installing diffusers $* in $(@D)"
+	@$(PIP) install --no-deps --target $(@D) diffusers==$* $(OLD_NEEDS)
+	@touch $@
+
+test-diffusers: .venv-diffusers-$(OLD_DIFFUSERS)/.installed
+	@echo "families on diffusers $(OLD_DIFFUSERS)"
+	@PYTHONPATH=.venv-diffusers-$(OLD_DIFFUSERS) $(BIN)/python -m pytest -n $(JOBS) tests/patchers/test_zoo.py -k oracle
+
 lint: $(STAMP)
 	@$(BIN)/ruff check $(CHECKED)
 	@$(BIN)/ruff format --check $(CHECKED)
@@ -70,7 +82,7 @@ bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.attention --device cpu
 
 # make would delete them as intermediate files
-.PRECIOUS: .venv-triton-%/.installed
+.PRECIOUS: .venv-triton-%/.installed .venv-diffusers-%/.installed
 
 clean:
 	rm -rf build dist outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
