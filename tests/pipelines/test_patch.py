@@ -275,3 +275,50 @@ def test_a_model_with_nothing_to_gain_is_left_dense_and_told() -> None:
     with pytest.raises(vidaccel.StrictError, match="stays dense"):
         vidaccel.patch(model, SPARSE, strict=True)
     assert vidaccel.session_of(model) is None
+
+
+def test_perturbed_attention_guidance_still_perturbs(pipe: Any) -> None:
+    """It replaces the result of torch's attention function by V, so the call has to get there."""
+    from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
+
+    attn = pipe.transformer.blocks[1].attn1
+    plain = attn.forward
+
+    def perturbed(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with AttentionScoreSkipFunctionMode():
+            return plain(*args, **kwargs)
+
+    untouched = CASES[0].run(pipe)
+    attn.forward = perturbed
+    expected = CASES[0].run(pipe)
+    assert not torch.equal(untouched, expected)
+    vidaccel.patch(pipe, "dense")
+    assert torch.equal(CASES[0].run(pipe), expected)
+    vidaccel.unpatch(pipe)
+    session = vidaccel.patch(pipe, SPARSE)
+    CASES[0].run(pipe)
+    first, second = session.report().layers
+    assert first["sparse_calls"] == first["calls"] and not first["fallbacks"]
+    assert second["sparse_calls"] == 0 and sum(second["fallbacks"].values()) == second["calls"]
+    assert all("perturbed attention guidance" in reason for reason in second["fallbacks"])
+
+
+def test_a_modular_pipeline_can_be_patched(pipe: Any) -> None:
+    from diffusers.modular_pipelines import ModularPipeline, ModularPipelineBlocks
+
+    class Denoise(ModularPipelineBlocks):
+        model_name = "wan"
+
+        @property
+        def expected_components(self) -> list[Any]:
+            from diffusers import WanTransformer3DModel
+            from diffusers.modular_pipelines import ComponentSpec
+
+            return [ComponentSpec("transformer", WanTransformer3DModel)]
+
+    modular = ModularPipeline(Denoise())
+    modular.update_components(transformer=pipe.transformer)
+    session = vidaccel.patch(modular, SPARSE)
+    assert len(session.sites) == 2 and vidaccel.session_of(modular) is session
+    vidaccel.unpatch(modular)
+    assert vidaccel.session_of(modular) is None

@@ -72,7 +72,8 @@ class SparseProcessor:
     ) -> torch.Tensor:
         """Stands in for ``dispatch_attention_fn``, tensors [B, S, H, D]; what is not self-attention goes there."""
         odd = bool(dropout_p or is_causal or enable_gqa or rest.get("attention_kwargs")) or scale is not None
-        if not odd and key.shape == query.shape and (attn_mask is None or isinstance(attn_mask, torch.Tensor)):
+        ours = attn_mask is None or isinstance(attn_mask, torch.Tensor)
+        if ours and not odd and key.shape == query.shape and not _perturbed():
             return attention(query, key, value, self.handle, attn_mask)
         self._count_other(query, key, attn_mask)
         from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -92,7 +93,7 @@ class SparseProcessor:
         **rest: Any,
     ) -> torch.Tensor:
         """Stands in for ``scaled_dot_product_attention``: tensors [B, H, S, D]."""
-        if key.shape == query.shape and not (dropout_p or is_causal or rest):
+        if key.shape == query.shape and not (dropout_p or is_causal or rest or _perturbed()):
             q, k, v = (x.transpose(1, 2) for x in (query, key, value))
             return attention(q, k, v, self.handle, attn_mask).transpose(1, 2)
         self._count_other(query, key, attn_mask)
@@ -102,7 +103,13 @@ class SparseProcessor:
         """Reports a call of the model's self-attention that no kernel here can run; cross-attention is none of it."""
         if query.shape == key.shape and not torch.compiler.is_compiling():
             masked = mask is not None and not isinstance(mask, torch.Tensor)
-            what = f"with a {type(mask).__name__} for a mask" if masked else "with options that no sparse kernel has"
+            what = (
+                "without scores, for perturbed attention guidance"
+                if _perturbed()
+                else f"with a {type(mask).__name__} for a mask"
+                if masked
+                else "with options that no sparse kernel has"
+            )
             passed_by(self.handle, f"the model attends {what}")
 
     def restore(self, module: Any) -> None:
@@ -111,6 +118,14 @@ class SparseProcessor:
             if getattr(self.original, setting, None) is not getattr(self, setting):
                 setattr(self.original, setting, getattr(self, setting))
         module.processor = self.original
+
+
+def _perturbed() -> bool:
+    """Whether diffusers' perturbed attention guidance waits for a call of torch's function, to skip its scores."""
+    if torch.compiler.is_compiling() or not torch._C._len_torch_function_stack():
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(type(mode).__name__ == "AttentionScoreSkipFunctionMode" for mode in modes)
 
 
 @cache
