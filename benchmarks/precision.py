@@ -71,7 +71,7 @@ def outliers(generator: torch.Generator) -> Tensors:
 def captured(generator: torch.Generator) -> list[Tensors]:
     """q, k, v of some layers of the small model, denoising a rendered clip at some noise levels, in layout order."""
     from vidaccel import patch
-    from vidaccel.engine import ops
+    from vidaccel.engine import attend
     from vidaccel.engine.attend import AttentionSite
     from vidaccel.pipelines.demo import DEMO_DIR
     from vidaccel.pipelines.demo.analytic_vae import encode_patches
@@ -93,7 +93,7 @@ def captured(generator: torch.Generator) -> list[Tensors]:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     patch(pipe, "sta")
-    with mock.patch.object(ops, "attend", record), torch.no_grad():
+    with mock.patch.object(attend, "attend", record), torch.no_grad():
         for level in NOISE_LEVELS:
             noisy = torch.lerp(clean, torch.randn(clean.shape, generator=generator), level)
             pipe.transformer(noisy, torch.tensor([1000 * level]), text, return_dict=False)
