@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import sys
+from collections.abc import Iterator
 
 # before anything imports the hub client, which reads it once
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -30,6 +32,16 @@ def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - for libraries that use the global state
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _attention_backend() -> Iterator[None]:
+    """``set_attention_backend`` of one model changes the default of all models in the process, so it is put back."""
+    yield
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    if dispatch is not None:
+        registry = dispatch._AttentionBackendRegistry
+        registry.set_active_backend(dispatch.AttentionBackendName(dispatch.DIFFUSERS_ATTN_BACKEND))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,11 +18,11 @@ DEFAULTS: dict[str, Any] = json.loads((DEMO_DIR / "defaults.json").read_text())
 PROMPTS: tuple[str, ...] = (
     "a red circle moving left on a striped background",
     "a blue square moving up on a checkered background",
-    "a yellow triangle spinning on a plain background",
+    "a yellow triangle circling on a plain background",
     "a green circle growing on a checkered background",
     "a white square bouncing on a plain background",
     "a purple triangle moving right on a striped background",
-    "a red square spinning on a checkered background",
+    "a red square circling on a checkered background",
     "a blue triangle shrinking on a striped background",
     "a yellow circle moving down on a checkered background",
     "a green triangle bouncing on a striped background",

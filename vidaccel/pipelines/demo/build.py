@@ -39,7 +39,7 @@ _SYNONYMS = {
     "ball|disc|disk": "circle",
     "box": "square",
     "jumping|hopping": "bouncing",
-    "rotating|turning": "spinning",
+    "orbiting|revolving": "circling",
     "checkerboard|chequered": "checkered",
     "stripy": "striped",
 }

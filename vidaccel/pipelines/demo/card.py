@@ -201,7 +201,7 @@ attends to the padding of the prompt, so its length changes the clip.
 
 Prompts have the form `a {colour} {shape} {motion} on a {background} background`; the background may be left out.
 Colours: red, green, blue, yellow, white, purple. Shapes: circle (or ball), square, triangle. Motions: moving left,
-right, up or down, bouncing, spinning, growing, shrinking. Backgrounds: plain, striped, checkered.
+right, up or down, bouncing, circling, growing, shrinking. Backgrounds: plain, striped, checkered.
 """
 
 _LIMITS = """## Data

@@ -8,7 +8,7 @@ who is shown a clip and asked what is there, and like that person it may answer 
 - *Shape*: the foreground of each frame, moved to the middle and scaled to a fixed area, is compared by intersection
   over union with templates of the shapes at all angles.
 - *Motion*: the track (x, y, radius) of the foreground is compared with the ideal track of every motion and with
-  standing still. What goes round must also turn while it does, unless it is a circle: else it does not spin.
+  standing still.
 """
 
 import math
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidaccel.pipelines.demo.clips import COLOURS, GROUND, HOP, LARGE, PIVOT, SMALL, TRAVEL, TURN, ClipSpec
+from vidaccel.pipelines.demo.clips import COLOURS, GROUND, HOP, LARGE, ORBIT, SMALL, TRAVEL, TURN, ClipSpec
 
 Array = NDArray[np.float32]
 
@@ -68,18 +68,14 @@ def read_clip(clip: Tensor) -> Reading:
     if present.sum() < 0.75 * len(masks):
         return Reading(None, None, None, 0.0, 0.0, math.inf)
     wholeness = float(np.mean([_largest_share(mask) for mask in masks[present]]))
-    overlaps, angles = _match_shapes(masks[present])
+    mean_overlap = _match_shapes(masks[present]).mean(axis=1)
     names = list(_templates())
-    mean_overlap = overlaps.mean(axis=1)
     best = int(mean_overlap.argmax())
-    shape = names[best]
     motion, error = _match_track(masks[present], np.flatnonzero(present), len(masks))
-    if motion == "spinning" and shape != "circle" and not _turns(angles[best], SYMMETRY[shape]):
-        motion = None
     clear = mean_overlap[best] >= MIN_OVERLAP
     return Reading(
         colour=_colour(pixels[masks]),
-        shape=shape if clear else None,
+        shape=names[best] if clear else None,
         motion=motion if error <= MAX_TRACK_ERROR else None,
         wholeness=wholeness,
         overlap=float(mean_overlap[best]),
@@ -136,16 +132,15 @@ def _normalise(mask: Array) -> Array:
     return np.asarray(cv2.warpAffine(mask.astype(np.float32), move, (CANVAS, CANVAS), flags=cv2.INTER_LINEAR))
 
 
-def _match_shapes(masks: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Best overlap and its angle (degrees) for every template family and frame: two (family, frame)."""
+def _match_shapes(masks: NDArray[np.bool_]) -> Array:
+    """Best overlap over all angles for every template family and frame: (family, frame)."""
     seen = np.stack([_normalise(mask.astype(np.float32)).reshape(-1) for mask in masks])
-    overlaps, angles = [], []
+    overlaps = []
     for family in _templates().values():
         common = np.minimum(family[:, None], seen[None]).sum(-1)
         overlap = common / (family.sum(-1)[:, None] + seen.sum(-1)[None] - common)
         overlaps.append(overlap.max(0))
-        angles.append(overlap.argmax(0) * STEP_DEGREES)
-    return np.stack(overlaps), np.stack(angles).astype(np.float32)
+    return np.stack(overlaps)
 
 
 def _match_track(masks: NDArray[np.bool_], frames: NDArray[np.intp], total: int) -> tuple[str | None, float]:
@@ -162,7 +157,7 @@ def _match_track(masks: NDArray[np.bool_], frames: NDArray[np.intp], total: int)
     shrink = grow[::-1] * (track[2].mean() / grow[::-1].mean())  # a triangle covers less than a circle of its size
     grow = grow * (track[2].mean() / grow.mean())
     hops = GROUND - HOP * np.abs(np.sin(2 * math.pi * time))
-    round_x, round_y = PIVOT * np.sin(TURN * time), -PIVOT * np.cos(TURN * time)
+    round_x, round_y = ORBIT * np.sin(TURN * time), -ORBIT * np.cos(TURN * time)
     # Across the direction of motion the ideal is the track's own mean: where a shape travels is not part of the name.
     ideals = {
         None: (x.mean() + 0 * time, y.mean() + 0 * time, steady),
@@ -171,17 +166,10 @@ def _match_track(masks: NDArray[np.bool_], frames: NDArray[np.intp], total: int)
         "moving down": (x.mean() + 0 * time, journey, steady),
         "moving up": (x.mean() + 0 * time, 1 - journey, steady),
         "bouncing": (x.mean() + 0 * time, hops, steady),
-        "spinning": (x.mean() + round_x - round_x.mean(), y.mean() + round_y - round_y.mean(), steady),
+        "circling": (x.mean() + round_x - round_x.mean(), y.mean() + round_y - round_y.mean(), steady),
         "growing": (x.mean() + 0 * time, y.mean() + 0 * time, grow),
         "shrinking": (x.mean() + 0 * time, y.mean() + 0 * time, shrink),
     }
     errors = {name: float(np.sqrt(((track - np.stack(ideal)) ** 2).sum(0).mean())) for name, ideal in ideals.items()}
     best = min(errors, key=lambda name: errors[name])
     return best, errors[best]
-
-
-def _turns(angles: Array, symmetry: int) -> bool:
-    """Whether ``angles`` (degrees, known up to ``symmetry``) turn steadily one way, by at least a quarter circle."""
-    steps = (np.diff(angles) + symmetry / 2) % symmetry - symmetry / 2
-    total = float(steps.sum())
-    return abs(total) >= 90 and float((np.sign(steps) == np.sign(total)).mean()) >= 0.7
