@@ -26,13 +26,13 @@ from vidaccel.device import device_info
 from vidaccel.files import write_json
 from vidaccel.kernels import reference, torch_sparse
 from vidaccel.layout import TokenLayout
-from vidaccel.patterns import Dense, Neighborhood, Pattern, Radial, SlidingTile
+from vidaccel.patterns import Dense, Neighborhood, Radial, SlidingTile, StaticPattern
 from vidaccel.types import PRECISIONS, Precision, TileShape, VideoGrid
 
 GRID, TILE = VideoGrid(16, 12, 12), TileShape(4, 4, 4)
 HEADS, HEAD_DIM = 3, 64
 NOISE_LEVELS, LAYERS = (0.9, 0.6, 0.3), (0, 2, 5)
-PATTERNS: tuple[Pattern, ...] = (
+PATTERNS: tuple[StaticPattern, ...] = (
     Dense(),
     SlidingTile(window=(1.0, 0.5, 0.3)),
     Neighborhood(window=(0.6, 0.5, 0.3), stride="tile"),

@@ -13,8 +13,8 @@ import torch
 
 from vidaccel.blockmask import BlockMask
 from vidaccel.kernels.quantise import quantise, quantise_channels, quantise_weights, row_groups
-from vidaccel.kernels.tail import block_means
 from vidaccel.layout import TokenLayout
+from vidaccel.pooling import block_means
 from vidaccel.types import PRECISIONS, Precision
 
 __all__ = ["Sample", "sampled_attention", "tolerance"]

@@ -20,6 +20,7 @@ FLOORS = {
     "device": 0,
     "layout": 1,
     "blockmask": 1,
+    "pooling": 1,
     "configs": 1,
     "patterns": 2,
     "compensation": 2,

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn import functional as F
 
+from ..blockmask import BlockMask
 from ..errors import KernelError, StrictError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
 from ..kernels.dispatch import select
+from ..layout import TokenLayout
+from ..patterns.dynamic import DynamicPattern, Heads, choose_blocks
 from ..types import PRECISIONS, Precision
 from .guard import what_is_wrong
 from .prepare import HeadGroup
@@ -27,7 +30,7 @@ from .stats import LayerStats
 if TYPE_CHECKING:
     from .session import Session, TransformerState
 
-__all__ = ["AttentionSite", "attend"]
+__all__ = ["AttentionSite", "Observer", "attend"]
 
 #: ``dense(q, k, v, mask) -> out``, all [B, S, H, D]: what the unpatched layer would have run.
 DenseAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -42,6 +45,24 @@ class Work:
     groups: list[tuple[Kernel, HeadGroup]]
 
 
+class Observer(Protocol):
+    """Looks on while layers run dense; calibration is one."""
+
+    def wants(self, site: AttentionSite) -> bool:
+        """Whether to show this call, which has just run dense, to :meth:`observe`."""
+
+    def observe(
+        self,
+        site: AttentionSite,
+        layout: TokenLayout,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """Sees q, k, v and the dense output of some samples, [B,S,H,D] in layout order, without padding."""
+
+
 @dataclass(eq=False)
 class AttentionSite:
     """One patched attention layer: where it is, what it ran before, and its statistics."""
@@ -51,6 +72,18 @@ class AttentionSite:
     layer: int
     dense: DenseAttention
     stats: LayerStats
+    memories: dict[Any, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+
+    def memory(self, of: Any) -> dict[str, Any]:
+        """What the pattern of these heads and this guidance branch remembers of the run; empty in a new run."""
+        moment = self.state.moment
+        assert moment is not None
+        key = (of, moment.branch)
+        run, found = self.memories.get(key, (-1, {}))
+        if run != moment.run:
+            found = {}
+            self.memories[key] = moment.run, found
+        return found
 
 
 def attend(
@@ -73,18 +106,57 @@ def attend(
         work, reason = _decide(site, q, mask)
         if reason is not None:
             _fell_back(site, reason)
-        if not work:
-            out = _dense(site, q, k, v, mask)
-            site.stats.count("dense", 1.0, sparse=False)
-            return out
-        out = _sparse(site, work, q, k, v)
-        wrong = what_is_wrong(out, v)
-        if wrong is not None:
-            return _after_guard(site, q, k, v, mask, wrong)
-        names = "+".join(dict.fromkeys(kernel.name for one in work for kernel, _ in one.groups))
-        density = sum(one.part.share * group.share * group.density for one in work for _, group in one.groups)
-        site.stats.count(names, density, sparse=True)
-        return out
+        if work:
+            return _guarded(site, work, q, k, v, mask)
+        out = _dense(site, q, k, v, mask)
+        site.stats.count("dense", 1.0, sparse=False)
+    observer = site.session.observer
+    if observer is not None and reason is None and observer.wants(site):
+        _show(observer, site, q, k, v, mask, out)
+    return out
+
+
+def _guarded(
+    site: AttentionSite,
+    work: list[Work],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """The sparse output, or the dense one where the guard objects."""
+    out, density = _sparse(site, work, q, k, v)
+    wrong = what_is_wrong(out, v)
+    if wrong is not None:
+        return _after_guard(site, q, k, v, mask, wrong)
+    names = "+".join(dict.fromkeys(kernel.name for one in work for kernel, _ in one.groups))
+    site.stats.count(names, density, sparse=True)
+    return out
+
+
+def _show(
+    observer: Observer,
+    site: AttentionSite,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """Shows a dense call to the observer; what a sparse kernel could not have run is counted with its reason."""
+    state = site.state
+    if state.grid is None:
+        site.stats.fallbacks[f"not observed: {state.dense_reason or 'the token grid is unknown'}"] += 1
+        return
+    parts = state.parts(q, mask)
+    for part in (parts,) if isinstance(parts, str) else parts:
+        sequence = part if isinstance(part, str) else state.sequence(part.valid)
+        if isinstance(sequence, str):
+            site.stats.fallbacks[f"not observed: {sequence}"] += 1
+            return
+        assert isinstance(part, Part)
+        layout = sequence.layout(q.device)
+        observer.observe(site, layout, *(sequence.to_layout(part.take(x)) for x in (q, k, v, out)))
 
 
 def passed_by(site: AttentionSite, reason: str) -> None:
@@ -168,30 +240,44 @@ def _dense(
     return layout.tile(site.dense(layout.untile(q), layout.untile(k), layout.untile(v), mask))
 
 
-def _sparse(site: AttentionSite, work: list[Work], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Runs every part of the batch; returns the output in the order the tokens came in."""
+def _sparse(
+    site: AttentionSite, work: list[Work], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """Runs every part of the batch; returns the output in the order the tokens came in, and the density."""
     (first, *others) = work
     if not others and first.part.valid == q.shape[1]:
-        return _run(first, q, k, v)
-    out = q.new_zeros(q.shape)
+        return _run(site, first, q, k, v)
+    out, density = q.new_zeros(q.shape), 0.0
     for one in work:
-        result = _run(one, *(one.part.take(x) for x in (q, k, v)))
+        result, kept = _run(site, one, *(one.part.take(x) for x in (q, k, v)))
+        density += one.part.share * kept
         if one.part.samples is None:
             out[:, : one.part.valid] = result
         else:
             out[one.part.samples, : one.part.valid] = result
-    return out
+    return out, density
 
 
-def _run(work: Work, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Runs every group's kernel on samples of one length."""
+def _run(
+    site: AttentionSite, work: Work, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """Runs every group's kernel on samples of one length; returns the output and its density."""
     layout = work.sequence.layout(q.device)
     q, k, v = (work.sequence.to_layout(x) for x in (q, k, v))
     out: torch.Tensor | None = None
-    for kernel, group in work.groups:
+    density = 0.0
+    for number, (kernel, group) in enumerate(work.groups):
         heads = group.heads
         qh, kh, vh = (q, k, v) if heads is None else (x.index_select(2, heads) for x in (q, k, v))
-        result = kernel(qh, kh, vh, layout, group.mask, precision=group.precision, tail=group.tail)
+        mask, kept, tail = group.mask, group.density, group.tail
+        if mask is None or kept is None:
+            assert group.pattern is not None
+            memory = site.memory((group.pattern, number, work.part.valid))  # other lengths are other samples
+            mask = _chosen(site, group.pattern, memory, layout, qh, kh, vh)
+            kept = mask.density(layout)
+            tail = tail and not mask.is_full()
+        density += group.share * kept
+        result = kernel(qh, kh, vh, layout, mask, precision=group.precision, tail=tail)
         assert isinstance(result, torch.Tensor)  # no LSE was asked for
         if heads is None:  # the only group, so its output is the layer's
             out = result
@@ -199,7 +285,23 @@ def _run(work: Work, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
             out = torch.empty_like(q) if out is None else out
             out.index_copy_(2, heads, result)
     assert out is not None  # there is at least one group
-    return work.sequence.from_layout(out)
+    return work.sequence.from_layout(out), density
+
+
+def _chosen(
+    site: AttentionSite,
+    pattern: DynamicPattern,
+    memory: dict[str, Any],
+    layout: TokenLayout,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+) -> BlockMask:
+    """The blocks that a dynamic pattern keeps in this call."""
+    moment = site.state.moment
+    assert moment is not None  # or the call would run dense
+    heads = Heads(q, k, v, layout, memory, noise_level=moment.noise_level, step=moment.step)
+    return BlockMask.from_dense(choose_blocks(pattern, heads))
 
 
 def _after_guard(

@@ -1,4 +1,8 @@
-"""From a layer's policy to what a kernel takes: heads grouped by precision and tail, one block mask a group."""
+"""From a layer's policy to what a kernel takes: heads in groups of one kernel call each.
+
+Static patterns of one precision and tail share a group, since their block masks are stacked. A dynamic pattern has a
+group of its own; its mask is chosen in each call.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from ..blockmask import BlockMask
+from ..configs.pattern_spec import PatternSpec
 from ..configs.plan import LayerPolicy
 from ..layout import TokenLayout
-from ..patterns.registry import build_pattern
+from ..patterns.dynamic import DynamicPattern
+from ..patterns.registry import build_pattern, build_static, pattern_class
 from ..types import PRECISIONS, Precision
 
 __all__ = ["HeadGroup", "prepare"]
@@ -21,19 +27,21 @@ class HeadGroup:
 
     Args:
         heads: int64 [n] on the layout's device, or ``None`` for all heads of the layer.
-        mask: blocks they attend, [1, 1 or n, NB, NB].
+        mask: blocks they attend, [1, 1 or n, NB, NB]; ``None`` if the pattern chooses them in each call.
+        pattern: that pattern, or ``None``.
         precision: how QK^T and PV are computed.
         tail: whether skipped blocks are summarised by their means.
         share: part of the layer's heads that are in this group.
-        density: kept token pairs over all, mean over the group's heads.
+        density: kept token pairs over all, mean over the group's heads; ``None`` where each call has its own.
     """
 
     heads: torch.Tensor | None
-    mask: BlockMask
+    mask: BlockMask | None
+    pattern: DynamicPattern | None
     precision: Precision
     tail: bool
     share: float
-    density: float
+    density: float | None
 
 
 def prepare(policy: LayerPolicy, num_heads: int, layout: TokenLayout) -> tuple[HeadGroup, ...]:
@@ -43,30 +51,41 @@ def prepare(policy: LayerPolicy, num_heads: int, layout: TokenLayout) -> tuple[H
         ConfigError: if the policy names a pattern or parameter that does not exist, or has another number of heads.
     """
     policy.check_heads(num_heads)
-    members: dict[tuple[str, bool], list[int]] = {}
+    members: dict[tuple[str, bool, PatternSpec | None], list[int]] = {}
     for head in range(num_heads):
         choice = policy.for_head(head, num_heads)
-        members.setdefault((choice.precision, choice.compensation == "pooled_tail"), []).append(head)
+        chosen = choice.pattern if pattern_class(choice.pattern).dynamic else None
+        members.setdefault((choice.precision, choice.compensation == "pooled_tail", chosen), []).append(head)
 
     groups = []
-    for (precision, tail), heads in members.items():
-        specs = [policy.for_head(head, num_heads).pattern for head in heads]
-        distinct = {spec: build_pattern(spec).blocks(layout).to(layout.device) for spec in dict.fromkeys(specs)}
-        if len(distinct) == 1:  # one list for all heads: kernels share the index work
-            mask = BlockMask.from_dense(distinct[specs[0]])
-        else:
-            mask = BlockMask.from_dense(torch.stack([distinct[spec] for spec in specs]))
+    for (precision, tail, chosen), heads in members.items():
+        pattern = None if chosen is None else build_pattern(chosen)
+        assert pattern is None or isinstance(pattern, DynamicPattern)
+        mask = None
+        if pattern is None:
+            mask = _static_mask([policy.for_head(head, num_heads).pattern for head in heads], layout)
         groups.append(
             HeadGroup(
                 heads=None if len(heads) == num_heads else torch.tensor(heads, device=layout.device),
                 mask=mask,
+                pattern=pattern,
                 # nothing is skipped under a full mask, so there is no tail to add
-                tail=tail and not mask.is_full(),
+                tail=tail and (mask is None or not mask.is_full()),
                 precision=PRECISIONS[precision],
                 share=len(heads) / num_heads,
-                density=mask.density(layout),
+                density=None if mask is None else mask.density(layout),
             )
         )
-    if all(g.mask.is_full() and not g.precision.quantised for g in groups):
+    if all(g.mask is not None and g.mask.is_full() and not g.precision.quantised for g in groups):
         return ()
     return tuple(groups)
+
+
+def _static_mask(specs: list[PatternSpec], layout: TokenLayout) -> BlockMask:
+    """The masks of these heads, stacked; one for all if they are alike, because then kernels share the index work."""
+    distinct = {}
+    for spec in dict.fromkeys(specs):
+        distinct[spec] = build_static(spec).blocks(layout).to(layout.device)
+    if len(distinct) == 1:
+        return BlockMask.from_dense(distinct[specs[0]])
+    return BlockMask.from_dense(torch.stack([distinct[spec] for spec in specs]))

@@ -17,7 +17,7 @@ from ..errors import PlanMismatchError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
 from ..layout import TokenLayout
 from ..types import Precision, TileShape, VideoGrid
-from .attend import AttentionSite, DenseAttention
+from .attend import AttentionSite, DenseAttention, Observer
 from .clock import Clock, Moment
 from .prepare import HeadGroup, prepare
 from .sequence import Part, Sequence, padding_of, parts_of
@@ -116,6 +116,10 @@ class Session:
         self.strict = strict
         self.allow_mismatch = allow_mismatch
         self.kernel = kernel
+        #: Sees what runs dense, if set before the run; a plan that is dense everywhere is what it is meant for.
+        self.observer: Observer | None = None
+        #: Tile shape in which it wants to see it, for such a plan.
+        self.observed_tile: TileShape | None = None
         self.sites: list[AttentionSite] = []
         self.not_patched: list[dict[str, str]] = []
         self.kernels: dict[KernelRequest, tuple[Kernel | None, Precision, str | None]] = {}
@@ -178,15 +182,17 @@ class Session:
         """
         state.moment = moment
         state.padding.clear()  # another pass may have another mask at the same place
-        if isinstance(grid, str) or self.plan.is_dense:
+        if isinstance(grid, str) or (self.plan.is_dense and self.observer is None):
             state.grid, state.tiled = None, False
             state.dense_reason = grid if isinstance(grid, str) else None
             return
         if grid not in self._grids:
             self._check_grid(grid)
             self._grids.add(grid)
-        state.grid, state.tile, state.tiled, state.before = grid, self.plan.tile, tiled, before
-        if not tiled:
+        state.grid, state.before, state.tile, state.tiled = grid, before, self.plan.tile, tiled
+        if self.plan.is_dense:  # nothing is reordered; the observer gets its own copies
+            state.tile, state.tiled = self.observed_tile, False
+        elif not tiled:
             self.say_once(f"{state.name}: tokens are reordered in every layer, not once per forward pass")
 
     def _check_grid(self, grid: VideoGrid) -> None:

@@ -21,12 +21,13 @@ import torch
 from ..blockmask import BlockMask
 from ..errors import KernelError
 from ..layout import TokenLayout
+from ..pooling import block_means, log_block_sizes
 from ..types import PRECISIONS, Precision
 from .contract import AttentionResult, KernelRequest, Skips, check_inputs
 from .dense import attention_with_lse
 from .merge import merge
 from .schedule import Group, Schedule, schedule
-from .tail import block_means, log_block_sizes, pooled_tail
+from .tail import pooled_tail
 
 __all__ = ["block_sparse_attention", "why_not"]
 

@@ -1,4 +1,4 @@
-"""What every pattern is: a rule over video tokens, rounded out to the blocks of a layout."""
+"""What every pattern is: a rule that says which blocks attend which; static ones are rules over video tokens."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from ..types import TileShape
 from .pairs import TokenRule, block_pair_sizes, count_pairs, count_union
 from .params import check_coverage
 
-__all__ = ["CoveragePattern", "Pattern"]
+__all__ = ["CoveragePattern", "Pattern", "StaticPattern"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pattern(ABC):
     """A rule that says which blocks of the video each block attends.
 
-    A subclass is a frozen dataclass, made with ``eq=False``, that gives :attr:`name`, :meth:`rules` and
-    :meth:`resolved`. A block pair is kept as soon as the rule keeps one of its token pairs, so rounding only ever adds.
-    The returned tensors are cached per (pattern, layout): do not write into them.
+    A subclass is a frozen dataclass, made with ``eq=False``: a :class:`StaticPattern`, or a
+    :class:`~.dynamic.DynamicPattern`, which looks at q and k.
     """
 
     name: ClassVar[str]
@@ -38,12 +37,30 @@ class Pattern(ABC):
         return hash(repr(self))
 
     @abstractmethod
-    def rules(self, layout: TokenLayout) -> tuple[TokenRule, ...]:
-        """The token pairs of the formula itself, as rules whose union is the pattern."""
-
-    @abstractmethod
     def resolved(self, layout: TokenLayout) -> str:
         """The pattern's parameters as they come out on this layout, for reports."""
+
+    @abstractmethod
+    def density(self, layout: TokenLayout) -> float | None:
+        """Share of the video's token pairs that the kept blocks hold, text not counted; ``None`` if only runs tell."""
+
+    @abstractmethod
+    def describe(self, layout: TokenLayout) -> str:
+        """One line for reports: name, parameters on this layout, and what of all token pairs stays."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StaticPattern(Pattern):
+    """A rule over video tokens, rounded out to the blocks of a layout.
+
+    A subclass gives :attr:`name`, :meth:`rules` and :meth:`resolved`. A block pair is kept as soon as the rule keeps
+    one of its token pairs, so rounding only ever adds. The returned tensors are cached per (pattern, layout): do not
+    write into them.
+    """
+
+    @abstractmethod
+    def rules(self, layout: TokenLayout) -> tuple[TokenRule, ...]:
+        """The token pairs of the formula itself, as rules whose union is the pattern."""
 
     def select(self, layout: TokenLayout) -> torch.Tensor:
         """Pairs of video blocks that the pattern keeps, bool [NV, NV], not cached and without the forced diagonal."""
@@ -82,7 +99,7 @@ class Pattern(ABC):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CoveragePattern(Pattern):
+class CoveragePattern(StaticPattern):
     """A pattern over tokens that may drop blocks it hardly touches.
 
     Args:
@@ -107,26 +124,26 @@ class CoveragePattern(Pattern):
 
 
 @lru_cache(maxsize=64)
-def _video_blocks(pattern: Pattern, layout: TokenLayout) -> torch.Tensor:
+def _video_blocks(pattern: StaticPattern, layout: TokenLayout) -> torch.Tensor:
     keep = pattern.select(layout)
     keep.fill_diagonal_(True)
     return keep
 
 
 @lru_cache(maxsize=64)
-def _all_blocks(pattern: Pattern, layout: TokenLayout) -> torch.Tensor:
+def _all_blocks(pattern: StaticPattern, layout: TokenLayout) -> torch.Tensor:
     keep = torch.ones(layout.num_blocks, layout.num_blocks, dtype=torch.bool)
     keep[layout.video_blocks, layout.video_blocks] = pattern.video_blocks(layout)
     return keep
 
 
 @lru_cache(maxsize=256)
-def _exact_pairs(pattern: Pattern, layout: TokenLayout) -> int:
+def _exact_pairs(pattern: StaticPattern, layout: TokenLayout) -> int:
     # the total does not depend on the blocks, and one block for the whole video is the cheapest to count
     whole = TokenLayout(layout.grid, TileShape(*layout.grid))
     return int(count_union(whole, pattern.rules(layout)))
 
 
 @lru_cache(maxsize=256)
-def _kept_pairs(pattern: Pattern, layout: TokenLayout) -> int:
+def _kept_pairs(pattern: StaticPattern, layout: TokenLayout) -> int:
     return int(block_pair_sizes(layout)[pattern.video_blocks(layout)].sum())

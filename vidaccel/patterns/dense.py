@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..layout import TokenLayout
-from .base import Pattern
+from .base import StaticPattern
 from .pairs import TokenRule
 from .registry import register
 
@@ -15,7 +15,7 @@ __all__ = ["Dense"]
 
 @register
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Dense(Pattern):
+class Dense(StaticPattern):
     """Full attention."""
 
     name: ClassVar[str] = "dense"

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import ConfigError
 from ..layout import TokenLayout
-from .base import Pattern
+from .base import StaticPattern
 from .pairs import TokenRule
 from .params import Extent, check_extent, resolve
 from .registry import register
@@ -19,7 +19,7 @@ __all__ = ["FirstFrameSink", "key_frames"]
 
 @register
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FirstFrameSink(Pattern):
+class FirstFrameSink(StaticPattern):
     """Every query keeps the keys of the first frames. Nearly always a member of a union.
 
     Source: the sink of Sparse VideoGen and Radial Attention on Wan.

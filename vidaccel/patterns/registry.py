@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from ..configs.pattern_spec import PatternSpec
 from ..errors import ConfigError
-from .base import Pattern
+from .base import Pattern, StaticPattern
 
-__all__ = ["build_pattern", "pattern_names", "register"]
+__all__ = ["build_pattern", "build_static", "pattern_class", "pattern_names", "register"]
 
 _PATTERNS: dict[str, type[Pattern]] = {}
 _P = TypeVar("_P", bound=Pattern)
@@ -37,9 +37,7 @@ def build_pattern(spec: PatternSpec) -> Pattern:
     Raises:
         ConfigError: if the name or a parameter is unknown, missing or out of range.
     """
-    cls = _PATTERNS.get(spec.name)
-    if cls is None:
-        raise ConfigError(f"no pattern is called {spec.name!r}; valid are {', '.join(pattern_names())}")
+    cls = pattern_class(spec)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     unknown = sorted(set(spec.kwargs) - set(fields))
     needed = sorted(n for n, f in fields.items() if _required(f) and n not in spec.kwargs)
@@ -47,6 +45,30 @@ def build_pattern(spec: PatternSpec) -> Pattern:
         found = f"has no parameter {', '.join(unknown)}" if unknown else f"needs {', '.join(needed)}"
         raise ConfigError(f"pattern {spec.name!r} {found}; its parameters are {', '.join(fields) or 'none'}")
     return cls(**{name: _built(value) for name, value in spec.kwargs.items()})
+
+
+def build_static(spec: PatternSpec) -> StaticPattern:
+    """The static pattern that a spec names.
+
+    Raises:
+        ConfigError: as :func:`build_pattern`, and if the pattern chooses its blocks in each call.
+    """
+    pattern = build_pattern(spec)
+    if not isinstance(pattern, StaticPattern):
+        raise ConfigError(f"pattern {spec} chooses its blocks in each call; give one that is fixed by the token grid")
+    return pattern
+
+
+def pattern_class(spec: PatternSpec) -> type[Pattern]:
+    """The class that a spec names.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    cls = _PATTERNS.get(spec.name)
+    if cls is None:
+        raise ConfigError(f"no pattern is called {spec.name!r}; valid are {', '.join(pattern_names())}")
+    return cls
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

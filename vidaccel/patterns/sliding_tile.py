@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..layout import TokenLayout
-from .base import Pattern
+from .base import StaticPattern
 from .pairs import TokenRule
 from .params import Extents, check_extents, resolve, spell
 from .registry import register
@@ -18,7 +18,7 @@ __all__ = ["SlidingTile"]
 
 @register
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SlidingTile(Pattern):
+class SlidingTile(StaticPattern):
     """Each tile attends the tiles around it; at a border the window moves inward, so the work stays the same.
 
     Along an axis of N tiles and a window of k, the centre is clamp(q, k//2, N-1-k//2) and tile j is kept if it lies

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import ConfigError
 from ..layout import TokenLayout
-from .base import Pattern
+from .base import StaticPattern
 from .pairs import TokenRule
 from .registry import register
 
@@ -21,7 +21,7 @@ _MOST = 6
 
 @register
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Union(Pattern):
+class Union(StaticPattern):
     """Keeps what any member keeps, each rounded to blocks by its own rule.
 
     Args:
@@ -33,14 +33,14 @@ class Union(Pattern):
 
     name: ClassVar[str] = "union"
 
-    patterns: tuple[Pattern, ...]
+    patterns: tuple[StaticPattern, ...]
 
     def __post_init__(self) -> None:
         given = self.patterns
         if not isinstance(given, list | tuple) or len(given) < 2:
             raise ConfigError(f"{self.name}: patterns is {given!r}; give a list of 2 to {_MOST} patterns")
         for member in given:
-            if not isinstance(member, Pattern) or member.dynamic:
+            if not isinstance(member, StaticPattern):
                 raise ConfigError(
                     f"{self.name}: {member!r} is not a static pattern; give each as a mapping with 'name' and its"
                     " parameters"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import pairwise, product
 
@@ -32,14 +33,14 @@ def rule_row(rule: Rule, layout: TokenLayout) -> tuple[str, str, str, str, str, 
     low, high = rule.noise
     heads = rule.policy.heads
     kinds = Counter(str(head) for head in heads)
-    density = sum(_density(head, layout) for head in heads) / len(heads)
+    density = sum(_density(head, layout) for head in heads) / len(heads)  # NaN if one depends on the input
     return (
         f"{low:g} to {high:g}",
         rule.transformer or "any",
         "all" if rule.layers is None else _ranges(rule.layers),
         rule.branch or "both",
         "\n".join(kind if len(heads) == 1 else f"{count} heads: {kind}" for kind, count in kinds.items()),
-        f"{density:.3f}",
+        "varies" if math.isnan(density) else f"{density:.3f}",
     )
 
 
@@ -102,7 +103,9 @@ def heatmap_panels(plan: Plan, layout: TokenLayout, layers: int, heads: int) -> 
 
 
 def _density(head: HeadPolicy, layout: TokenLayout) -> float:
-    return build_pattern(head.pattern).density(layout)
+    """The pattern's density on this layout; NaN where only a run tells."""
+    density = build_pattern(head.pattern).density(layout)
+    return math.nan if density is None else density
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

@@ -14,9 +14,9 @@ from functools import lru_cache
 import torch
 
 from ...layout import TokenLayout
+from ...pooling import block_means
 from ...types import Precision
 from ..quantise import FP8_MAX, ROWS, Quantised, quantise, quantise_channels, row_groups
-from ..tail import block_means
 from .means import BlockRanges, block_offsets, block_ranges, sequence_mean
 from .means import append_means as write_with_means
 from .quantise import round_rows, round_values
