@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 CHECKED := vidaccel tests $(wildcard benchmarks examples)
 TYPED := vidaccel $(wildcard benchmarks examples)
-# the first gives the verdict on every launch configuration, the last is the newest
+# the first gives the verdict on every launch configuration; the newest runs representative tests, all with FULL=1
 TRITONS := 3.6.0 3.9.0
 # the oldest supported diffusers, and what it needs beyond constraints.txt
 OLD_DIFFUSERS := 0.36.0
@@ -20,6 +20,7 @@ help:
 	@echo "make demo    one clip, dense and accelerated, and a table that compares them: outputs/demo.mp4"
 	@echo "make test    all tests, which are: test-python, test-kernels (the Triton kernels on a CPU: their results, and"
 	@echo "             their machine code for GPUs that are not here), test-diffusers (the families on the oldest diffusers)"
+	@echo "             make test-kernels FULL=1 runs all of them on the newest Triton too"
 	@echo "make lint    style and types (ruff, mypy); make format repairs the style"
 	@echo "make bench   attention on the CPU against dense, correctness first"
 
@@ -51,10 +52,12 @@ test-python: $(STAMP)
 test-kernels: $(TRITONS:%=.venv-triton-%/.installed)
 	@set -e; for triton in $(TRITONS); do \
 		export PYTHONPATH=.venv-triton-$$triton OMP_NUM_THREADS=1; \
+		which="-m representative"; \
+		if [ $$triton = $(firstword $(TRITONS)) ] || [ -n "$(FULL)" ]; then which=""; fi; \
 		echo "kernels on the interpreter of Triton $$triton"; \
-		TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/kernels/triton/interpreter; \
+		TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) $$which tests/kernels/triton/interpreter; \
 		echo "machine code by Triton $$triton"; \
-		$(BIN)/python -m pytest -n $(JOBS) tests/kernels/triton/gate; \
+		$(BIN)/python -m pytest -n $(JOBS) $$which tests/kernels/triton/gate; \
 	done
 
 .venv-diffusers-%/.installed: $(STAMP)

@@ -10,6 +10,8 @@ from typing import Any
 import cv2
 import pytest
 
+from vidaccel.quality import BANDS
+
 PLAN = """
 name: window
 tile: [1, 1, 2]
@@ -50,8 +52,14 @@ def test_figures_sheet_and_table(
     assert [row["prompt"] for row in made["prompts"]] == ["a red ball", "a blue cat"]
     assert made["plan"] == "window" and all(row["seed"] == 4 for row in made["prompts"])
     first, second = made["prompts"]
-    assert first["controls"]["dense again"] == {"psnr": "inf", "ssim": pytest.approx(1.0)}
-    assert second["controls"] == {} and second["seconds"]["dense"]["attention"] is None
+    again = first["controls"]["dense again"]
+    assert again == {"psnr": "inf", "ssim": pytest.approx(1.0), "flicker": 0.0, "latent_error": 0.0, "lpips": None}
+    assert set(second["controls"]) == {"dense, another prompt"}, "the control that costs no run"
+    assert second["seconds"]["dense"]["attention"] is None
+    assert first["flicker"] > 0 and first["latent_error"] > 0 and first["lpips"] is None
+    assert made["verdict"]["prompts"][0] in BANDS and "LPIPS is not measured" in made["notes"][0]
+    assert made["coverage"]["calls"] == sum(row["report"]["calls"] for row in made["prompts"])
+    assert made["command"].startswith("vidaccel ") and made["created"].endswith("UTC")
     for row in (first, second):
         assert 5 < row["psnr"] < 100 and 0 < row["density"] < 1
         assert row["seconds"]["plan"]["attention"] > 0
@@ -64,6 +72,25 @@ def test_figures_sheet_and_table(
     assert height > 2 * 3 * 100 and width > 8 * 140  # two prompts of three rows, eight frames
     assert "bit-identical in 1 of 1 runs" in result.stdout
     assert "control: dense again" in result.stdout and "mean seconds by stage" in result.stdout
+
+
+def test_the_page_has_the_first_videos_and_all_figures(
+    vidaccel: Callable[..., Any],
+    tiny_model: Path,
+    small: tuple[str, ...],
+    tmp_path: Path,
+    window: Path,
+    prompts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/vidaccel", "compare", "--prompt", "it's 5 $"])
+    options = ("--plan", window, "--prompts", prompts, "--controls", 0, *small, "--html", tmp_path / "c.html")
+    vidaccel("compare", "-m", tiny_model, *options, "--html_videos", 2)
+    page = (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert page.count("<video ") == 2 * 3 and "The first 2 of 3 prompts" in page
+    assert "3. a green circle" in page, "prompts without videos are in the table"
+    assert "vidaccel compare --prompt &#39;it&#39;&#34;&#39;&#34;&#39;s 5 $&#39;" in page, "quoted for a shell"
+    assert "use --controls 1 or more" in page, "why there is no verdict"
 
 
 def test_prompts_from_stdin_and_options(
@@ -91,5 +118,6 @@ def test_bad_input_is_one_sentence(
     (tmp_path / "empty.txt").write_text("# nothing\n")
     assert "there are no prompts" in refused("compare", "--prompts", tmp_path / "empty.txt")
     assert "does not end in .png" in refused("compare", "--prompts", prompts, "--sheet", tmp_path / "c.jpg")
+    assert "name it c.html" in refused("compare", "--prompts", prompts, "--html", tmp_path / "c.pdf")
     assert "create it first" in refused("compare", "--prompts", prompts, "--json", tmp_path / "no" / "c.json")
     assert "presets are" in refused("compare", "--prompts", prompts, "--plan", "nonsense")

@@ -63,9 +63,9 @@ def attempt(path: Path) -> Plan | str:
 
 def rewrite(path: Path, meta: dict[str, Any], tensors: dict[str, np.ndarray], *, sign: bool = True) -> None:
     """Writes a file of these parts with a right checksum, as a malicious writer would."""
-    if sign and set(tensors) == set(artifact._TENSORS):
+    if sign and set(tensors) == set(artifact._FILE.tensors):
         meta = {key: value for key, value in meta.items() if key != "sha256"}
-        meta["sha256"] = artifact._digest(meta, tensors)
+        meta["sha256"] = artifact._FILE._digest(meta, tensors)
     path.write_bytes(save(tensors, {"vidaccel": json.dumps(meta)}))
 
 
@@ -160,7 +160,7 @@ def tensor_with(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callab
 HOSTILE = {
     "another version": (meta_with(format=2), "format version is 2, this vidaccel reads 1"),
     "version as text": (meta_with(format="1" * 999), "format version is 1111"),
-    "another kind": (meta_with(kind="statistics"), "lacks kind: plan"),
+    "another kind": (meta_with(kind="statistics"), "it is no plan"),
     "unknown key": (meta_with(extra=1), "unknown keys extra"),
     "missing key": (lambda meta, tensors: meta.pop("palette"), "lacks palette"),
     "palette of numbers": (meta_with(palette=[1, 2]), "palette entry 0 is 1"),
@@ -232,7 +232,7 @@ def test_checksum(saved: Path) -> None:
         pytest.param("[1]", "format version is None", id="a list"),
         pytest.param("{", "is not a usable plan", id="no JSON"),
         pytest.param('{"format": ' + "1" * 100_000 + "}", "is not a usable plan", id="endless number"),
-        pytest.param('{"format": 1, "name": "\\ud800"}', "lacks kind", id="half a character"),
+        pytest.param('{"format": 1, "name": "\\ud800"}', "it is no plan", id="half a character"),
     ],
 )
 def test_hostile_json(saved: Path, text: str, says: str) -> None:
@@ -319,6 +319,6 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 def test_a_plan_too_large_for_a_file(tmp_path: Path) -> None:
     plan = Plan("p", provenance=(("log", "x" * (2 << 20)),))
-    with pytest.raises(ConfigError, match="too many rules"):
+    with pytest.raises(ConfigError, match="too large for a plan file"):
         save_plan(plan, tmp_path / "plan.safetensors")
     assert os.listdir(tmp_path) == []

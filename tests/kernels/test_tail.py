@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.kernels.helpers import make_layout
+from vidaccel import pooling
 from vidaccel.kernels import tail
 from vidaccel.layout import TokenLayout
 
@@ -25,7 +26,7 @@ def means(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
 def test_block_means(layout: TokenLayout, dtype: torch.dtype) -> None:
     """In float32 also for bf16: a mean of a long block in bf16 would lose its last tokens."""
     x = torch.randn(2, layout.tokens, 5).to(dtype)
-    got = tail.block_means(x, layout)
+    got = pooling.block_means(x, layout)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), means(x, layout), rtol=1e-5, atol=1e-6)
 
@@ -40,9 +41,9 @@ def test_pooled_tail(layout: TokenLayout, cut: int, monkeypatch: pytest.MonkeyPa
     q = torch.randn(n, 11, 6)
     kept = torch.rand(n, layout.num_blocks) < 0.5
     kept[:, 0] = False
-    log_sizes = tail.log_block_sizes(layout, q.device)
+    log_sizes = pooling.log_block_sizes(layout, q.device)
     bias = torch.where(kept, -math.inf, log_sizes)
-    got, lse = tail.pooled_tail(q, tail.block_means(k, layout), tail.block_means(v, layout), bias, scale)
+    got, lse = tail.pooled_tail(q, pooling.block_means(k, layout), pooling.block_means(v, layout), bias, scale)
     k_means, v_means = means(k, layout), means(v, layout)
     for i in range(n):
         for row in range(11):

@@ -43,6 +43,8 @@ def test_figures_are_those_of_the_videos(pair: quality.Pair) -> None:
     assert not np.array_equal(pair.dense.frames, pair.planned.frames), "a plan this narrow must change the video"
     assert pair.psnr == quality.psnr(pair.planned.frames, pair.dense.frames) < math.inf
     assert pair.ssim == quality.ssim(pair.planned.frames, pair.dense.frames) < 1
+    assert pair.quality["flicker"] == quality.flicker(pair.planned.frames, pair.dense.frames) > 0
+    assert pair.quality["latent_error"] == quality.latent_error(pair.planned.latents, pair.dense.latents) > 0
     assert pair.speedup == pair.dense.seconds["total"] / pair.planned.seconds["total"]
     assert 0 < pair.report.density < 1 and pair.report.sparse_calls == pair.report.calls == 8
 
@@ -51,6 +53,8 @@ def test_controls_give_the_scale(pair: quality.Pair) -> None:
     """On the CPU the same run twice is the same run, through the patched code too; one step fewer is not."""
     assert pair.controls[quality.DENSE_AGAIN]["psnr"] == math.inf
     assert 0 < pair.controls[quality.ONE_STEP_FEWER]["psnr"] < math.inf
+    for control in quality.CONTROLS:
+        assert set(pair.controls[control]) == set(quality.FIGURES)
     assert 0 < pair.dense_attention < pair.dense.seconds["total"]
 
 
@@ -78,6 +82,9 @@ def test_the_two_runs_change_places(pipe: Any, monkeypatch: pytest.MonkeyPatch) 
     pairs = list(quality.measure_pairs(pipe, PLAN, requests, controls=0, repeats=2))
     assert order == ["dense", "plan", "plan", "dense", "plan", "dense", "dense", "plan"]
     assert [pair.request.prompt for pair in pairs] == ["a cat", "a ball"]
+    assert pairs[0].controls == {}, "the first prompt has none before it"
+    another = pairs[1].controls[quality.ANOTHER_PROMPT]
+    assert another["psnr"] == quality.psnr(pairs[0].dense.frames, pairs[1].dense.frames)
 
 
 def test_the_fastest_repeat_counts(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,5 +122,11 @@ def test_the_summary_is_plain_and_means_what_it_says(pair: quality.Pair, tmp_pat
     assert read["summary"]["psnr"]["count"] == 2
     assert read["summary"]["controls"][quality.DENSE_AGAIN]["psnr"]["infinite"] == 2
     assert read["summary"]["seconds"]["dense"]["attention"]["mean"] == pytest.approx(pair.dense_attention)
+    assert read["summary"]["latent_error"]["count"] == 2 and read["summary"]["lpips"]["count"] == 0
+    assert read["coverage"]["sparse_calls"] == 16 and len(read["coverage"]["layers"]) == 2
+    layer = read["coverage"]["layers"][0]
+    assert layer["calls"] == 2 * pair.report.layers[0]["calls"]
+    assert layer["density"] == pytest.approx(pair.report.layers[0]["density"])
+    assert read["verdict"]["overall"] in quality.BANDS
     with pytest.raises(ConfigError, match="add prompts"):
         quality.summarise("narrow", {}, [])

@@ -7,9 +7,10 @@ import math
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from vidaccel.errors import ConfigError
-from vidaccel.quality.metrics import mean_interval, psnr, ssim
+from vidaccel.quality.metrics import latent_error, mean_interval, psnr, ssim
 
 
 def clip(seed: int, frames: int = 11, height: int = 24, width: int = 20) -> np.ndarray:
@@ -93,3 +94,12 @@ def test_infinite_figures_are_counted_apart() -> None:
     )
     assert mean_interval([math.inf]).to_dict() == {"mean": None, "low": None, "high": None, "count": 0, "infinite": 1}
     assert mean_interval([5.0]).low is None
+
+
+def test_latent_error_is_relative() -> None:
+    exact = torch.tensor([3.0, 4.0], dtype=torch.bfloat16)
+    assert latent_error(exact, exact) == 0
+    assert latent_error(exact + torch.tensor([0.0, 1.0]), exact) == pytest.approx(1 / 5)
+    assert latent_error(-exact, exact) == pytest.approx(2)
+    with pytest.raises(ConfigError, match=r"differ in shape, \[2\] and \[3\]"):
+        latent_error(exact, torch.zeros(3))

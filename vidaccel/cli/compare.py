@@ -10,6 +10,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options as opt
+from .command import command_line, now
 
 _COMPARISON = "Comparison"
 
@@ -41,6 +42,13 @@ def compare(
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Write a contact sheet (.png) there.", rich_help_panel=opt.OUTPUT)
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with videos, figures and tables there.", rich_help_panel=opt.OUTPUT),
+    ] = None,
+    html_videos: Annotated[
+        int, typer.Option(min=0, help="Prompts whose videos are in the page.", rich_help_panel=opt.OUTPUT)
+    ] = 4,
     strict: opt.Strict = False,
     allow_mismatch: opt.AllowMismatch = False,
     negative_prompt: opt.NegativePrompt = None,
@@ -57,18 +65,20 @@ def compare(
     cpu_offload: opt.CpuOffload = False,
     compile: opt.Compile = False,
 ) -> None:
-    """Measure a plan against dense: paired PSNR and SSIM per prompt, seconds by stage, controls.
+    """Measure a plan against dense: paired quality figures per prompt, seconds by stage, controls, verdict.
 
-    Every prompt runs dense and by the plan from the same seed, after a warm-up. Two controls give the scale: the same
-    dense run again (the noise floor), and a dense run with one step fewer.
+    Every prompt runs dense and by the plan from the same seed, after a warm-up. Controls give the scale: the same
+    dense run again (the noise floor), a dense run with one step fewer, and the dense video of another prompt.
     """
     from ..files import check_writable, write_json
 
-    for path in (json, sheet):
+    for path in (json, sheet, html):
         if path is not None:
             check_writable(path)
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"the sheet {sheet} does not end in .png; name it {sheet.stem}.png")
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"the page {html} does not end in .html; name it {html.stem}.html")
     texts = read_prompts(prompts, prompt or (), limit)
     chosen = opt.read_plan(plan)
     picture = opt.read_image(image)
@@ -95,25 +105,36 @@ def compare(
     quality.warm_up(opened.pipe, chosen, requests[0], **patching)
     measured = quality.measure_pairs(opened.pipe, chosen, requests, controls=controls, repeats=repeats, **patching)
     progress = track(measured, "comparing", total=len(requests), console=Console(stderr=True), transient=True)
-    # the frames of a long comparison do not fit into memory, so each pair leaves only figures and its strip
+    # the frames of a long comparison do not fit into memory, so each pair leaves only figures, its strip and its clip
     pairs, strips = [], []
+    clips: list[report.Clip] = []
     for pair in progress:
         pairs.append(pair.to_dict())
         strips.append(report.strip_of(pair.to_dict(), pair.dense.frames, pair.planned.frames))
+        if html is not None and len(clips) < html_videos:
+            videos = (pair.dense.frames, pair.planned.frames)
+            clips.append(report.clip_of(pair.request.prompt, chosen.name, *videos, opened.fps))
         settings = pair.dense.settings
+    reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
+    notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
     result = {
         "model": opened.name,
         "machine": opt.machine(),
+        "command": command_line(),
+        "created": now(),
         **quality.summarise(chosen.name, settings, pairs),
+        "notes": notes,
     }
     if json is not None:
         write_json(json, result)
     if sheet is not None:
         report.write_png(sheet, report.contact_sheet(strips))
+    if html is not None:
+        report.write_page(html, result, clips)
     Console().print(report.comparison_table(result), report.seconds_table(result))
-    for line in report.conclusions(result):
+    for line in [*report.conclusions(result), *notes]:
         typer.echo(line)
-    for path in (json, sheet):
+    for path in (json, sheet, html):
         if path is not None:
             typer.echo(f"written: {path}")
 

@@ -14,12 +14,15 @@ from typer.core import TyperGroup
 
 from ..errors import VidaccelError, VidaccelWarning
 from ..version import __version__
+from .calibrate import calibrate
+from .check import check
 from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .generate import generate
 from .inspect import inspect
 from .models import models
+from .solve import solve
 
 __all__ = ["app", "main"]
 
@@ -96,7 +99,7 @@ def root(
     """Makes diffusers video pipelines faster, and says how much faster and at what cost in quality."""
 
 
-for command in (generate, compare, inspect, models, doctor, demo):
+for command in (generate, compare, calibrate, solve, check, inspect, models, doctor, demo):
     app.command()(command)
 
 

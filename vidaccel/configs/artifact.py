@@ -12,47 +12,44 @@ policies, and a SHA-256 of everything. The rules are tensors (R rules):
 ``heads``             [.]      int32, indices into the palette, one after the other
 ``heads_offsets``     [R + 1]  int32, where each rule's heads begin
 ====================  =======  ==========================================================================
-
-Nothing in a file is ever executed. A loader meets strangers' files, so sizes are bounded before anything is parsed
-and any changed byte is found.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from ..errors import ConfigError, PlanFileError
-from ..files import atomic_path
+from ..errors import PlanFileError
 from .codec import policy_from_data, policy_to_data, take, tile_from_data
 from .fingerprint import Fingerprint
 from .plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
+from .sealed import Sealed
 
 __all__ = ["FORMAT_VERSION", "load_plan", "save_plan"]
 
 #: Raised by one whenever a file of the new form cannot be read by the code before it.
 FORMAT_VERSION = 1
 
-_MAX_FILE_BYTES = 16 << 20  # a Wan 2.2 plan with a policy per phase, layer, head and branch has 0.3 MB
-_MAX_HEADER_BYTES = 1 << 20
-_TENSORS = {
-    "noise": np.float64,
-    "transformer": np.int32,
-    "branch": np.int32,
-    "layers": np.int32,
-    "layers_offsets": np.int32,
-    "heads": np.int32,
-    "heads_offsets": np.int32,
-}
-_META_KEYS = ("kind", "format", "name", "tile", "fingerprint", "provenance", "palette", "sha256")
+_FILE = Sealed(
+    kind="plan",
+    version=FORMAT_VERSION,
+    writer="save_plan or calibrate",
+    tensors={
+        "noise": np.float64,
+        "transformer": np.int32,
+        "branch": np.int32,
+        "layers": np.int32,
+        "layers_offsets": np.int32,
+        "heads": np.int32,
+        "heads_offsets": np.int32,
+    },
+    max_bytes=16 << 20,  # a Wan 2.2 plan with a policy per phase, layer, head and branch has 0.3 MB
+)
+_META_KEYS = ("name", "tile", "fingerprint", "provenance", "palette")
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
@@ -64,20 +61,13 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     """
     tensors, palette = _to_tensors(plan)
     meta = {
-        "kind": "plan",
-        "format": FORMAT_VERSION,
         "name": plan.name,
         "tile": None if plan.tile is None else list(plan.tile),
         "fingerprint": None if plan.fingerprint is None else plan.fingerprint.to_data(),
         "provenance": dict(plan.provenance),
         "palette": [policy_to_data(policy) for policy in palette],
     }
-    text = json.dumps({**meta, "sha256": _digest(meta, tensors)}, sort_keys=True, allow_nan=False)
-    raw = save(tensors, {"vidaccel": text})
-    if int.from_bytes(raw[:8], "little") > _MAX_HEADER_BYTES or len(raw) > _MAX_FILE_BYTES:
-        raise ConfigError(f"plan {plan.name!r} has too many rules or distinct policies for a plan file; merge some")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(raw)
+    _FILE.write(path, meta, tensors)
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -87,44 +77,13 @@ def load_plan(path: str | Path) -> Plan:
         PlanFileError: if the file is missing, truncated, damaged, not a plan, or of another format version.
     """
     path = Path(path)
+    meta, tensors = _FILE.read(path)
     try:
-        _check_sizes(path)
-        with safe_open(path, framework="np") as file:
-            text = (file.metadata() or {}).get("vidaccel")
-            if text is None:
-                raise PlanFileError("it has no vidaccel metadata; give a file written by save_plan or calibrate")
-            if set(file.keys()) != set(_TENSORS):
-                raise PlanFileError(f"its tensors are not {', '.join(_TENSORS)}; write it again")
-            for name, dtype in _TENSORS.items():  # before any data is read: the file may lie about its types
-                found = file.get_slice(name).get_dtype()
-                if found != {np.float64: "F64", np.int32: "I32"}[dtype]:
-                    raise PlanFileError(f"tensor {name} has type {found}; write the file again")
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        return _to_plan(_read_meta(text), tensors)
-    except FileNotFoundError:
-        raise PlanFileError(f"there is no plan file {path}; check the path") from None
-    except OSError as error:
-        raise PlanFileError(f"{path} cannot be read: {error.strerror or error}") from None
-    except SafetensorError as error:
-        reason = str(error).splitlines()[0] if str(error) else "unknown reason"
-        raise PlanFileError(f"{path} is truncated, damaged or not a .safetensors file ({reason})") from None
+        return _to_plan(take(meta, _META_KEYS, "its metadata"), tensors)
     except RecursionError:
         raise PlanFileError(f"{path} is not a usable plan: its metadata is nested too deep") from None
-    except (ValueError, TypeError) as error:  # ConfigError is a ValueError; the rest is hostile JSON or numbers
+    except (ValueError, TypeError) as error:  # ConfigError is a ValueError
         raise PlanFileError(f"{path} is not a usable plan: {error}") from None
-
-
-def _check_sizes(path: Path) -> None:
-    size = path.stat().st_size
-    if size > _MAX_FILE_BYTES:
-        raise PlanFileError(f"it has {size} bytes, more than the {_MAX_FILE_BYTES} of any plan; is it a model?")
-    with path.open("rb") as file:
-        start = file.read(8)
-    header = int.from_bytes(start, "little")
-    if len(start) < 8 or header > size - 8:
-        raise PlanFileError(f"it has {size} bytes and is truncated, or no .safetensors file; copy it again")
-    if header > _MAX_HEADER_BYTES:
-        raise PlanFileError(f"its header has {header} bytes, more than the {_MAX_HEADER_BYTES} of any plan")
 
 
 def _to_tensors(plan: Plan) -> tuple[dict[str, np.ndarray], list[HeadPolicy]]:
@@ -146,33 +105,10 @@ def _codes(found: Iterable[str | None], names: tuple[str, ...]) -> np.ndarray:
     return np.array([-1 if name is None else names.index(name) for name in found], np.int32)
 
 
-def _digest(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode("ascii"))
-    for name in _TENSORS:
-        digest.update(f"{name}{tensors[name].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
-    return digest.hexdigest()
-
-
-def _read_meta(text: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise PlanFileError(f"its metadata holds {constant}; numbers must be finite")
-
-    found = json.loads(text, parse_constant=refuse)
-    version = found.get("format") if isinstance(found, dict) else None
-    if version != FORMAT_VERSION:
-        raise PlanFileError(
-            f"its format version is {str(version)[:20]}, this vidaccel reads {FORMAT_VERSION}; write it again or update"
-        )
-    return take(found, _META_KEYS, "its metadata")
-
-
 def _to_plan(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> Plan:
     missing = [key for key in _META_KEYS if key not in meta]
-    if missing or meta["kind"] != "plan":
-        raise PlanFileError(f"its metadata lacks {', '.join(missing) or 'kind: plan'}; write it again")
-    if meta.pop("sha256") != _digest(meta, tensors):
-        raise PlanFileError("its content does not match its checksum, so it was changed or damaged; copy it again")
+    if missing:
+        raise PlanFileError(f"its metadata lacks {', '.join(missing)}; write it again")
     rules = tensors["noise"].size // 2
     if tensors["noise"].shape != (rules, 2):
         raise PlanFileError(f"tensor noise has shape {tensors['noise'].shape}; valid is [rules, 2]")

@@ -18,8 +18,19 @@ from typing import Literal
 import torch
 
 from ..layout import TokenLayout
+from ..types import Precision
 
-__all__ = ["FP8_MAX", "INT8_MAX", "Quantised", "quantise", "quantise_channels", "quantise_weights", "row_groups"]
+__all__ = [
+    "FP8_MAX",
+    "INT8_MAX",
+    "Quantised",
+    "quantise",
+    "quantise_channels",
+    "quantise_weights",
+    "round_queries_and_keys",
+    "round_values",
+    "row_groups",
+]
 
 INT8_MAX = 127.0
 #: Largest finite float8_e4m3fn.
@@ -83,6 +94,43 @@ def quantise_channels(v: torch.Tensor) -> Quantised:
     """Quantises ``v`` [..., S, D] to fp8 with one scale per channel."""
     v = v.float()
     return _to_fp8(v, v.abs().amax(-2, keepdim=True))
+
+
+def round_queries_and_keys(
+    q: torch.Tensor, k: torch.Tensor, layout: TokenLayout, precision: Precision
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the precision multiplies instead of q and k [..., S, D].
+
+    Returns:
+        q and k after smoothing and rounding, the means taken from q (of each row's block, [..., S, D]) and from k
+        ([..., 1, D]); zeros where nothing was taken. ``q k^T`` is about
+        ``(q' + q_mean)(k' + k_mean)^T``, of which ``q' k'^T`` is computed in 8 bits.
+    """
+    dtype = q.dtype
+    q, k = q.float(), k.float()  # kernels smooth and round from float32
+    q_mean, k_mean = torch.zeros_like(q), torch.zeros_like(k[..., :1, :])
+    if precision.qk == "native":
+        return q.to(dtype), k.to(dtype), q_mean.to(dtype), k_mean.to(dtype)
+    if precision.smooth_k:
+        k_mean = k.mean(-2, keepdim=True)
+    if precision.smooth_q:
+        parts = q.split(layout.block_sizes.tolist(), dim=-2)
+        q_mean = torch.cat([part.mean(-2, keepdim=True).expand_as(part) for part in parts], dim=-2)
+    groups = row_groups(layout, precision.granularity)
+    q_rounded, k_rounded = (
+        quantise(x - mean, groups, precision.qk).dequantise(dtype) for x, mean in ((q, q_mean), (k, k_mean))
+    )
+    return q_rounded, k_rounded, q_mean.to(dtype), k_mean.to(dtype)
+
+
+def round_values(v: torch.Tensor, precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
+    """V [..., S, D] after smoothing and rounding, and the mean taken from it [..., 1, D] (zeros if none was)."""
+    none = torch.zeros_like(v[..., :1, :])
+    if precision.pv == "native":
+        return v, none
+    rest = v.float()
+    mean = rest.mean(-2, keepdim=True) if precision.smooth_v else none.float()
+    return quantise_channels(rest - mean).dequantise(v.dtype), mean.to(v.dtype)
 
 
 def quantise_weights(p: torch.Tensor) -> Quantised:

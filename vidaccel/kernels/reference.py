@@ -17,7 +17,7 @@ from ..errors import KernelError, LayoutError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
 from .contract import AttentionResult, KernelRequest, Skips, check_inputs
-from .quantise import quantise, quantise_channels, quantise_weights, row_groups
+from .quantise import quantise_weights, round_queries_and_keys, round_values
 
 __all__ = ["block_sparse_attention", "why_not"]
 
@@ -125,21 +125,12 @@ def _pieces(layout: TokenLayout, most: int) -> tuple[list[int], list[int]]:
 
 def _scores(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout, precision: Precision, scale: float) -> torch.Tensor:
     """scale * q k^T [B,H,S,S] as the precision computes it, shifted per row if it smooths K."""
-    if precision.qk == "native":
-        return q @ k.mT * scale
-    dtype = q.dtype
-    q, k = q.float(), k.float()  # kernels smooth and round from float32
-    if precision.smooth_k:
-        k = k - k.mean(-2, keepdim=True)
-    extra: torch.Tensor | float = 0.0
+    rounded_q, rounded_k, q_mean, k_mean = round_queries_and_keys(q, k, layout, precision)
+    scores = rounded_q @ rounded_k.mT * scale
     if precision.smooth_q:
         # q = q_mean + rest: only the rest is rounded, and the mean's part of the scores is added unrounded
-        q_mean = _block_mean_rows(q, layout)
-        extra = q_mean.to(dtype) @ k.to(dtype).mT * scale
-        q = q - q_mean
-    groups = row_groups(layout, precision.granularity)
-    q, k = (quantise(x, groups, precision.qk).dequantise(dtype) for x in (q, k))
-    return q @ k.mT * scale + extra
+        scores = scores + q_mean @ (k - k_mean).mT * scale
+    return scores
 
 
 def _smoothed_away(q: torch.Tensor, k: torch.Tensor, precision: Precision, scale: float) -> torch.Tensor:
@@ -154,18 +145,8 @@ def _weighted_values(weights: torch.Tensor, v: torch.Tensor, precision: Precisio
     """weights @ v / total [B,H,S,D]; ``total`` is the sum of the unrounded weights."""
     if precision.pv == "native":
         return weights @ v / total
-    dtype = v.dtype
-    rest = v.float()
-    v_mean = rest.mean(-2, keepdim=True) if precision.smooth_v else torch.zeros_like(rest[..., :1, :])
-    rest = quantise_channels(rest - v_mean).dequantise(dtype)
-    return quantise_weights(weights).dequantise(dtype) @ rest / total + v_mean.to(dtype)
-
-
-def _block_mean_rows(x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-    """Each row replaced by the mean of its block, [B,H,S,D]."""
-    return torch.cat(
-        [part.mean(-2, keepdim=True).expand_as(part) for part in x.split(layout.block_sizes.tolist(), dim=-2)], dim=-2
-    )
+    rest, v_mean = round_values(v, precision)
+    return quantise_weights(weights).dequantise(v.dtype) @ rest / total + v_mean
 
 
 def _with_tail(

@@ -5,28 +5,41 @@ from __future__ import annotations
 from .bands import SpatialBand, TemporalBand
 from .base import CoveragePattern, Pattern, StaticPattern
 from .dense import Dense
+from .draft import Draft
 from .dynamic import DynamicPattern, Heads, choose_blocks
+from .error_routing import ErrorRouting
 from .first_frame_sink import FirstFrameSink
 from .neighborhood import Neighborhood
+from .pooled import PooledTopK, PooledTopP
 from .radial import Radial
+from .rectified import Rectified
 from .registry import build_pattern, build_static, pattern_names, register
 from .sliding_tile import SlidingTile
+from .sparge import Sparge
 from .union import Union
+from .xattention import XAttention
 
 __all__ = [
     "CoveragePattern",
     "Dense",
+    "Draft",
     "DynamicPattern",
+    "ErrorRouting",
     "FirstFrameSink",
     "Heads",
     "Neighborhood",
     "Pattern",
+    "PooledTopK",
+    "PooledTopP",
     "Radial",
+    "Rectified",
     "SlidingTile",
+    "Sparge",
     "SpatialBand",
     "StaticPattern",
     "TemporalBand",
     "Union",
+    "XAttention",
     "build_pattern",
     "build_static",
     "choose_blocks",

@@ -8,7 +8,18 @@ from typing import Any, TypeAlias
 
 from ..errors import ConfigError
 
-__all__ = ["Extent", "Extents", "check_coverage", "check_extent", "check_extents", "resolve", "spell"]
+__all__ = [
+    "Extent",
+    "Extents",
+    "check_count",
+    "check_coverage",
+    "check_extent",
+    "check_extents",
+    "check_flag",
+    "check_share",
+    "resolve",
+    "spell",
+]
 
 #: ``2`` is two tiles or tokens, ``0.5`` half of the axis, ``1.0`` all of it.
 Extent: TypeAlias = int | float
@@ -44,6 +55,25 @@ def check_coverage(owner: str, value: Any) -> None:
     """Raises :class:`ConfigError` unless ``value`` is a share in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ConfigError(f"{owner}: min_coverage is {value!r}; give a share of a block from 0 up to, not including, 1")
+
+
+def check_share(owner: str, field: str, value: Any, *, zero: bool = False) -> None:
+    """Raises :class:`ConfigError` unless ``value`` is a share in (0, 1], or in [0, 1] with ``zero``."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1 or (value == 0 and not zero):
+        raise ConfigError(f"{owner}: {field} is {value!r}; give a share {'from' if zero else 'above'} 0 and up to 1")
+
+
+def check_count(owner: str, field: str, value: Any, least: int = 1) -> None:
+    """Raises :class:`ConfigError` unless ``value`` is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{owner}: {field} is {value!r}; give a whole number of at least {least}")
+
+
+def check_flag(owner: str, field: str, value: Any) -> None:
+    """Raises :class:`ConfigError` unless ``value`` is true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{owner}: {field} is {value!r}; give true or false")
 
 
 def resolve(extent: Extent, axis: int) -> int:

@@ -38,13 +38,13 @@ def build_pattern(spec: PatternSpec) -> Pattern:
         ConfigError: if the name or a parameter is unknown, missing or out of range.
     """
     cls = pattern_class(spec)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    fields = {_parameter(f): f for f in dataclasses.fields(cls) if f.init}
     unknown = sorted(set(spec.kwargs) - set(fields))
     needed = sorted(n for n, f in fields.items() if _required(f) and n not in spec.kwargs)
     if unknown or needed:
         found = f"has no parameter {', '.join(unknown)}" if unknown else f"needs {', '.join(needed)}"
         raise ConfigError(f"pattern {spec.name!r} {found}; its parameters are {', '.join(fields) or 'none'}")
-    return cls(**{name: _built(value) for name, value in spec.kwargs.items()})
+    return cls(**{fields[name].name: _built(value) for name, value in spec.kwargs.items()})
 
 
 def build_static(spec: PatternSpec) -> StaticPattern:
@@ -69,6 +69,11 @@ def pattern_class(spec: PatternSpec) -> type[Pattern]:
     if cls is None:
         raise ConfigError(f"no pattern is called {spec.name!r}; valid are {', '.join(pattern_names())}")
     return cls
+
+
+def _parameter(field: dataclasses.Field[Any]) -> str:
+    """The name of a field in specs: its own, unless its metadata has another as ``"parameter"``."""
+    return str(field.metadata.get("parameter", field.name))
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -48,11 +48,13 @@ class Generation:
         frames: [T, H, W, 3] uint8.
         seconds: wall clock by `STAGES`, and ``total``.
         settings: everything that reproduces the run, JSON-able.
+        latents: what the VAE decoded, on the CPU; ``None`` for a pipeline that decodes piece by piece or not at all.
     """
 
     frames: Frames
     seconds: dict[str, float]
     settings: dict[str, Any]
+    latents: torch.Tensor | None = None
 
 
 def generate(pipe: Any, request: Request) -> Generation:
@@ -70,7 +72,8 @@ def generate(pipe: Any, request: Request) -> Generation:
         )
     fixed: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(request.seed), "output_type": "np"}
     clock = _StageClock(_device(pipe))
-    with _watched(pipe, clock), _own_complaints(pipe), _without_rounding_by_one():
+    decoded: list[Any] = []
+    with _watched(pipe, clock, decoded), _own_complaints(pipe), _without_rounding_by_one():
         output = pipe(prompt=request.prompt, **fixed, **arguments)
     seconds = clock.stop()
     videos = getattr(output, "frames", None)
@@ -86,7 +89,8 @@ def generate(pipe: Any, request: Request) -> Generation:
         "arguments": {name: _jsonable(value) for name, value in arguments.items()},
         "frames": dict(zip(("count", "height", "width"), frames.shape[:3], strict=True)),
     }
-    return Generation(frames, seconds, settings)
+    whole = decoded[0] if len(decoded) == 1 and isinstance(decoded[0], torch.Tensor) else None
+    return Generation(frames, seconds, settings, None if whole is None else whole.detach().cpu())
 
 
 def accepted_arguments(pipe: Any) -> dict[str, Any]:
@@ -139,10 +143,11 @@ class _StageClock:
 
 
 @contextmanager
-def _watched(pipe: Any, clock: _StageClock) -> Iterator[None]:
+def _watched(pipe: Any, clock: _StageClock, decoded: list[Any]) -> Iterator[None]:
     """Tells ``clock`` the stages: hooks on text encoders and transformers, and a wrapped ``vae.decode``.
 
-    Denoising lasts from a transformer's first call to the decoding, so the scheduler between the calls is in it.
+    Denoising lasts from a transformer's first call to the decoding, so the scheduler between the calls is in it. What
+    is decoded is added to ``decoded``.
     """
     with ExitStack() as undo:
         for name, module in getattr(pipe, "components", {}).items():
@@ -155,13 +160,14 @@ def _watched(pipe: Any, clock: _StageClock) -> Iterator[None]:
                 undo.callback(module.register_forward_pre_hook(lambda *_: clock.enter("denoise")).remove)
         vae = getattr(pipe, "vae", None)
         if vae is not None:
-            undo.enter_context(_around(vae, "decode", lambda run: _in_stage(clock, "decode", run)))
+            undo.enter_context(_around(vae, "decode", lambda run: _decoding(clock, run, decoded)))
         yield
 
 
-def _in_stage(clock: _StageClock, stage: str, run: Callable[..., Any]) -> Callable[..., Any]:
+def _decoding(clock: _StageClock, run: Callable[..., Any], decoded: list[Any]) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        clock.enter(stage)
+        clock.enter("decode")
+        decoded.append(args[0] if args else kwargs.get("z"))
         try:
             return run(*args, **kwargs)
         finally:

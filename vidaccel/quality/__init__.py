@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from .compare import CONTROLS, DENSE_AGAIN, ONE_STEP_FEWER, Pair, measure_pair, measure_pairs, summarise, warm_up
-from .metrics import Interval, mean_interval, psnr, ssim
+from .compare import (
+    ANOTHER_PROMPT,
+    CONTROLS,
+    DENSE_AGAIN,
+    ONE_STEP_FEWER,
+    Pair,
+    measure_pair,
+    measure_pairs,
+    summarise,
+    warm_up,
+)
+from .coverage import coverage
+from .figures import FIGURES, quality_figures
+from .flicker import flicker
+from .metrics import Interval, latent_error, mean_interval, psnr, ssim
+from .perceptual import lpips, why_no_lpips
+from .verdict import BANDS, Band, bands_of, judge, verdicts
 
 __all__ = [
+    "ANOTHER_PROMPT",
+    "BANDS",
     "CONTROLS",
     "DENSE_AGAIN",
+    "FIGURES",
     "ONE_STEP_FEWER",
+    "Band",
     "Interval",
     "Pair",
+    "bands_of",
+    "coverage",
+    "flicker",
+    "judge",
+    "latent_error",
+    "lpips",
     "mean_interval",
     "measure_pair",
     "measure_pairs",
     "psnr",
+    "quality_figures",
     "ssim",
     "summarise",
+    "verdicts",
     "warm_up",
+    "why_no_lpips",
 ]

@@ -11,14 +11,27 @@ from ..engine.stats import Report
 from ..errors import ConfigError
 from ..pipelines.generate import Generation, Request, generate, num_steps
 from ..pipelines.patch import patch
-from ..pipelines.video import Frames
-from .metrics import mean_interval, psnr, ssim
+from .coverage import coverage
+from .figures import FIGURES, quality_figures
+from .metrics import mean_interval
+from .verdict import verdicts
 
-__all__ = ["CONTROLS", "DENSE_AGAIN", "ONE_STEP_FEWER", "Pair", "measure_pair", "measure_pairs", "summarise", "warm_up"]
+__all__ = [
+    "ANOTHER_PROMPT",
+    "CONTROLS",
+    "DENSE_AGAIN",
+    "ONE_STEP_FEWER",
+    "Pair",
+    "measure_pair",
+    "measure_pairs",
+    "summarise",
+    "warm_up",
+]
 
-#: Names of the controls.
+#: Names of the controls; the first two are runs of their own.
 DENSE_AGAIN = "dense again"
 ONE_STEP_FEWER = "dense, one step fewer"
+ANOTHER_PROMPT = "dense, another prompt"
 CONTROLS = (DENSE_AGAIN, ONE_STEP_FEWER)
 
 _WARM_UP_STEPS = 2
@@ -31,9 +44,9 @@ class Pair:
     Args:
         request: what both generated.
         dense, planned: what came out.
-        psnr, ssim: of the plan's video against the dense one.
+        quality: figures of the plan's video against the dense one, by the names of `FIGURES`.
         report: what ran sparse in the plan's run.
-        controls: PSNR and SSIM of dense runs against the dense one, by `DENSE_AGAIN` and `ONE_STEP_FEWER`.
+        controls: the same figures of other dense runs against the dense one, by the name of the control.
         dense_attention: seconds of self-attention in the dense run, from its share of a control run; ``None`` without
             that control.
     """
@@ -41,11 +54,20 @@ class Pair:
     request: Request
     dense: Generation
     planned: Generation
-    psnr: float
-    ssim: float
+    quality: Mapping[str, float | None]
     report: Report
-    controls: Mapping[str, Mapping[str, float]]
+    controls: Mapping[str, Mapping[str, float | None]]
     dense_attention: float | None
+
+    @property
+    def psnr(self) -> float:
+        """PSNR of the plan's video against the dense one, in dB."""
+        return _known(self.quality["psnr"])
+
+    @property
+    def ssim(self) -> float:
+        """The same for SSIM."""
+        return _known(self.quality["ssim"])
 
     @property
     def speedup(self) -> float:
@@ -62,8 +84,7 @@ class Pair:
         return {
             "prompt": self.request.prompt,
             "seed": self.request.seed,
-            "psnr": self.psnr,
-            "ssim": self.ssim,
+            **self.quality,
             "density": self.report.density,
             "sparse_density": self.report.sparse_density,
             "speedup": {"total": self.speedup, "denoise": self.denoise_speedup},
@@ -87,15 +108,24 @@ def measure_pairs(
 ) -> Iterator[Pair]:
     """Yields one `Pair` a request, as soon as it is measured; warm up first.
 
+    From the second on, pairs also hold the control `ANOTHER_PROMPT`: how far the dense video of the request before is
+    from theirs. It costs no run.
+
     Args:
         controls: how many of the requests get the control runs, which take two more dense runs; ``None`` = all.
         repeats, patching: see `measure_pair`.
     """
+    before: Pair | None = None
     for number, request in enumerate(requests):
         wanted = CONTROLS if controls is None or number < controls else ()
-        yield measure_pair(
+        pair = measure_pair(
             pipe, plan, request, controls=wanted, repeats=repeats, plan_first=number % 2 == 1, **patching
         )
+        if before is not None and before.request.prompt != request.prompt and _same_size(before, pair):
+            another = quality_figures(before.dense, pair.dense)
+            pair = replace(pair, controls={**pair.controls, ANOTHER_PROMPT: another})
+        before = pair
+        yield pair
 
 
 def measure_pair(
@@ -129,13 +159,12 @@ def measure_pair(
             planned.append(_patched(pipe, plan, request, **patching))
     best = min(dense, key=lambda run: run.seconds["total"])
     best_planned, report = min(planned, key=lambda run: run[0].seconds["total"])
-    figures, share = _controls(pipe, request, best.frames, controls)
+    figures, share = _controls(pipe, request, best, controls)
     return Pair(
         request=request,
         dense=best,
         planned=best_planned,
-        psnr=psnr(best_planned.frames, best.frames),
-        ssim=ssim(best_planned.frames, best.frames),
+        quality=quality_figures(best_planned, best),
         report=report,
         controls=figures,
         dense_attention=None if share is None else share * best.seconds["total"],
@@ -163,34 +192,40 @@ def _patched(pipe: Any, plan: Plan, request: Request, **patching: Any) -> tuple[
 
 
 def _controls(
-    pipe: Any, request: Request, dense: Frames, wanted: Sequence[str]
-) -> tuple[dict[str, dict[str, float]], float | None]:
+    pipe: Any, request: Request, dense: Generation, wanted: Sequence[str]
+) -> tuple[dict[str, dict[str, float | None]], float | None]:
     """Quality figures of further dense runs against ``dense``, and the share of self-attention in one of them.
 
     `DENSE_AGAIN` goes through the patched code with the dense plan. It must come out bit-identical wherever the
     device's kernels are deterministic; where it does not, that is the noise floor. `ONE_STEP_FEWER` says what a small,
     accepted change of settings costs: a scale to read the plan's figures by.
     """
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float | None]] = {}
     share = None
     if DENSE_AGAIN in wanted:
         again, report = _patched(pipe, Plan.dense(), request)
-        figures[DENSE_AGAIN] = _figures(again.frames, dense)
+        figures[DENSE_AGAIN] = quality_figures(again, dense)
         # a share, because seconds of two runs do not compare on a machine that is not idle
         share = report.attention_seconds / again.seconds["total"]
     steps = num_steps(pipe, request)
     if ONE_STEP_FEWER in wanted and steps is not None and steps > 1:
         fewer = replace(request, arguments={**request.arguments, "num_inference_steps": steps - 1})
-        figures[ONE_STEP_FEWER] = _figures(generate(pipe, fewer).frames, dense)
+        figures[ONE_STEP_FEWER] = quality_figures(generate(pipe, fewer), dense)
     return figures, share
 
 
-def _figures(video: Frames, reference: Frames) -> dict[str, float]:
-    return {"psnr": psnr(video, reference), "ssim": ssim(video, reference)}
+def _known(figure: float | None) -> float:
+    assert figure is not None, "PSNR and SSIM are measured everywhere"
+    return figure
+
+
+def _same_size(a: Pair, b: Pair) -> bool:
+    """Whether the dense videos can be compared; sizes differ where a request has its own."""
+    return a.dense.frames.shape == b.dense.frames.shape
 
 
 def summarise(plan: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All figures of a comparison, JSON-able: settings once, prompts, then means with 95% confidence intervals.
+    """All figures of a comparison, JSON-able: settings once, prompts, means with 95% confidence intervals, verdict.
 
     Args:
         plan: the plan's name.
@@ -203,7 +238,15 @@ def summarise(plan: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str
     if not rows:
         raise ConfigError("there is nothing to compare: no prompt was given; add prompts")
     common = {key: value for key, value in settings.items() if key not in ("prompt", "seed")}
-    return {"plan": plan, "settings": common, "prompts": list(rows), "summary": _means(rows)}
+    summary = _means(rows)
+    return {
+        "plan": plan,
+        "settings": common,
+        "prompts": list(rows),
+        "summary": summary,
+        "verdict": verdicts(summary, rows, (*CONTROLS, ANOTHER_PROMPT)),
+        "coverage": coverage([row["report"] for row in rows]),
+    }
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -212,15 +255,14 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     stages = rows[0]["seconds"]["plan"]
     return {
-        "psnr": mean("psnr"),
-        "ssim": mean("ssim"),
+        **{name: mean(name) for name in FIGURES},
         "density": mean("density"),
         "sparse_density": mean("sparse_density"),
         "speedup": {part: mean("speedup", part) for part in ("total", "denoise")},
         "seconds": {run: {stage: mean("seconds", run, stage) for stage in stages} for run in ("dense", "plan")},
         "controls": {
-            name: {figure: mean("controls", name, figure) for figure in ("psnr", "ssim")}
-            for name in CONTROLS
+            name: {figure: mean("controls", name, figure) for figure in FIGURES}
+            for name in (*CONTROLS, ANOTHER_PROMPT)
             if any(name in row["controls"] for row in rows)
         },
     }

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of two videos, and the mean of paired figures with its confidence interval."""
+"""PSNR and SSIM of two videos, the error of latents, and the mean of paired figures with its interval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from ..errors import ConfigError
 
-__all__ = ["Interval", "mean_interval", "psnr", "ssim"]
+__all__ = ["Interval", "check_same_size", "latent_error", "mean_interval", "psnr", "ssim"]
 
 _CHUNK = 8  # frames at a time, so that 81 frames of 720p need no gigabytes of floats
 _MIN_SIDE = 11  # of SSIM's Gaussian window
@@ -54,12 +54,41 @@ def ssim(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
     return _measured(StructuralSimilarityIndexMeasure(data_range=255.0), video, reference)
 
 
-def _measured(metric: Any, video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
+def latent_error(latents: torch.Tensor, reference: torch.Tensor) -> float:
+    """Relative L2 of two latents, ||a - b|| / ||b||: 0 if identical, about 1.4 for unrelated ones of equal size.
+
+    It is what the transformer changed, before the VAE hides or spreads it.
+
+    Args:
+        latents, reference: tensors of one shape, as the VAE gets them.
+
+    Raises:
+        ConfigError: they differ in shape.
+    """
+    if latents.shape != reference.shape:
+        raise ConfigError(
+            f"the latents to compare differ in shape, {list(latents.shape)} and {list(reference.shape)};"
+            " generate both with the same settings"
+        )
+    exact = reference.double()
+    return float((latents.double() - exact).norm() / exact.norm())
+
+
+def check_same_size(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> None:
+    """Nothing for two videos of one shape.
+
+    Raises:
+        ConfigError: the videos differ in shape.
+    """
     if video.shape != reference.shape:
         raise ConfigError(
             f"the videos to compare differ in size, {_size(video)} and {_size(reference)};"
             " generate both with the same settings"
         )
+
+
+def _measured(metric: Any, video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
+    check_same_size(video, reference)
     for start in range(0, len(video), _CHUNK):
         metric.update(*(_images(clip[start : start + _CHUNK]) for clip in (video, reference)))
     return float(metric.compute())

@@ -5,46 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .words import figure, interval
+from .words import LABELS, figure, half_width, has_figure, mean_text
 
 __all__ = ["comparison_table", "demo_table", "seconds_table"]
 
+#: Short where the label is long.
+_HEADINGS = {"psnr": "PSNR dB", "latent_error": "latent"}
+
 
 def comparison_table(result: Mapping[str, Any]) -> Table:
-    """Quality and speed-up by prompt, the mean with its 95% interval, and the controls.
+    """Quality and speed-up by prompt, the mean, half of its 95% interval, and the controls.
+
+    Figures that no prompt has (LPIPS without its weights) have no column.
 
     Args:
         result: `vidaccel.quality.summarise`.
     """
-    table = Table(title=f"plan {result['plan']} against dense, same prompt and seed")
+    summary, verdict = result["summary"], result.get("verdict") or {"bands": []}
+    columns = [(name, digits) for name, (_, digits, *_) in LABELS.items() if has_figure(summary, name)]
+    # few lines and little space: the table is to fit into 80 columns
+    style: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(title=f"plan {result['plan']} against dense, same prompt and seed", **style)
     table.add_column("prompt", overflow="fold")
-    for name in ("PSNR dB", "SSIM", "density", "speed-up", "denoise speed-up"):
-        table.add_column(name, justify="right")
-    for row in result["prompts"]:
-        speedup = row["speedup"]
-        table.add_row(
-            row["prompt"],
-            figure(row["psnr"]),
-            figure(row["ssim"], 4),
-            figure(row["density"], 3),
-            figure(speedup["total"], unit="x"),
-            figure(speedup["denoise"], unit="x"),
+    names = [_HEADINGS.get(name, LABELS[name][0]) for name, _ in columns]
+    for name in (*names, "density", "speed-up", *(["verdict"] if verdict["bands"] else [])):
+        word = name == "verdict"
+        table.add_column(
+            name, justify="left" if word else "right", no_wrap=not word, overflow="fold", min_width=9 if word else None
         )
-    summary = result["summary"]
+    for place, row in enumerate(result["prompts"]):
+        figures = [figure(row[name], digits) for name, digits in columns]
+        rest = [figure(row["density"], 3), figure(row["speedup"]["total"], unit="x")]
+        table.add_row(row["prompt"], *figures, *rest, *([verdict["prompts"][place] or "-"] if verdict["bands"] else []))
+    means = [(summary[name], digits, "") for name, digits in columns]
+    means += [(summary["density"], 3, ""), (summary["speedup"]["total"], 2, "x")]
     table.add_section()
-    table.add_row(
-        "mean ± 95% interval",
-        interval(summary["psnr"]),
-        interval(summary["ssim"], 4),
-        interval(summary["density"], 3),
-        interval(summary["speedup"]["total"], unit="x"),
-        interval(summary["speedup"]["denoise"], unit="x"),
-        style="bold",
-    )
+    table.add_row("mean", *(mean_text(*mean) for mean in means), verdict.get("overall") or "", style="bold")
+    table.add_row("± 95% interval", *(half_width(mean, digits) for mean, digits, _ in means))
     for name, control in summary["controls"].items():
-        table.add_row(f"control: {name}", interval(control["psnr"]), interval(control["ssim"], 4), "1.000", "", "")
+        shown = [mean_text(control[figure], digits) if figure in control else "-" for figure, digits in columns]
+        table.add_row(f"control: {name}", *shown, "1.000", "")
     return table
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["conclusions", "figure", "interval"]
+__all__ = ["LABELS", "conclusions", "figure", "gains", "half_width", "has_figure", "interval", "mean_text"]
+
+#: Name of a figure -> heading, digits, unit, which way is better.
+LABELS: dict[str, tuple[str, int, str, str]] = {
+    "psnr": ("PSNR", 2, " dB", "higher is better"),
+    "ssim": ("SSIM", 4, "", "higher is better"),
+    "flicker": ("flicker", 2, "", "grey levels, lower is better"),
+    "latent_error": ("latent error", 3, "", "relative L2, lower is better"),
+    "lpips": ("LPIPS", 3, "", "lower is better"),
+}
 
 
 def figure(value: Any, digits: int = 2, *, unit: str = "") -> str:
@@ -23,20 +32,42 @@ def interval(summary: Mapping[str, Any], digits: int = 2, *, unit: str = "") -> 
         return "identical" if summary["infinite"] else "-"
     text = figure(summary["mean"], digits, unit=unit)
     if summary["low"] is not None:
-        text += f" ± {(summary['high'] - summary['low']) / 2:.{digits}f}"
+        text += f" {half_width(summary, digits)}"
     if summary["infinite"]:
         text += f" ({summary['infinite']} identical)"
     return text
 
 
+def mean_text(summary: Mapping[str, Any], digits: int = 2, unit: str = "") -> str:
+    """The mean alone; ``identical`` where all figures are infinite."""
+    if summary["mean"] is None:
+        return interval(summary)
+    return figure(summary["mean"], digits, unit=unit)
+
+
+def has_figure(summary: Mapping[str, Any], name: str) -> bool:
+    """Whether any prompt has this figure."""
+    mean = summary.get(name)
+    return mean is not None and mean["count"] + mean["infinite"] > 0
+
+
+def half_width(summary: Mapping[str, Any], digits: int = 2) -> str:
+    """Half the width of an interval as "± 0.12", or nothing for fewer than two figures."""
+    return "" if summary["low"] is None else f"± {(summary['high'] - summary['low']) / 2:.{digits}f}"
+
+
 def conclusions(result: Mapping[str, Any]) -> list[str]:
-    """What a comparison says, in sentences: the noise floor, the scale, the gain and its limit.
+    """What a comparison says, in sentences: the noise floor, the scale, the gain and its limit, the verdict.
 
     Args:
         result: `vidaccel.quality.summarise`.
     """
-    summary = result["summary"]
-    return [*_floor(summary["controls"]), *_gain(summary)]
+    return [*_floor(result["summary"]["controls"]), *gains(result)]
+
+
+def gains(result: Mapping[str, Any]) -> list[str]:
+    """The same without the controls."""
+    return [*_gain(result["summary"]), *_verdict(result.get("verdict"))]
 
 
 def _floor(controls: Mapping[str, Any]) -> list[str]:
@@ -63,4 +94,18 @@ def _gain(summary: Mapping[str, Any]) -> list[str]:
             f"Self-attention is {share:.0%} of a dense run, so the most a plan can gain here is"
             f" {1 / (1 - share):.2f}x; measured: {speedup:.2f}x."
         )
+    return said
+
+
+def _verdict(verdict: Mapping[str, Any] | None) -> list[str]:
+    if verdict is None:
+        return []
+    said = []
+    if verdict["overall"] is not None:
+        why = next(band["why"] for band in verdict["bands"] if band["name"] == verdict["overall"])
+        counts = ", ".join(f"{number} {name}" for name, number in verdict["counts"].items() if number)
+        said.append(f"Verdict on the mean: {verdict['overall']} (prompts: {counts}). {why}")
+    if verdict["missing"] is not None:
+        what = "No verdict" if verdict["overall"] is None else "Not every verdict is possible"
+        said.append(f"{what}: {verdict['missing']}.")
     return said

@@ -20,6 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def pytest_configure(config: pytest.Config) -> None:
     """Refuses the wrong mode, and repairs the interpreter before a test module imports a kernel."""
     config.addinivalue_line("markers", "triton(version): runs with this version of Triton only, for example '3.6'")
+    config.addinivalue_line("markers", "representative: with the others so marked, reaches every kernel and precision")
     asked = _asked(config)
     folders = {path.relative_to(HERE).parts[0] if path != HERE else "all of it" for path in asked}
     if not folders:

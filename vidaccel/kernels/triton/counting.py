@@ -94,14 +94,15 @@ def multiplications(mnemonic: str) -> tuple[str, int] | None:
 
 
 def compile_forward(
-    arch: int | str, kind: str, head_dim: int, config: Config, *, bias: int = 0, skip: bool = False, lse: bool = False
+    arch: int | str, kind: str, head_dim: int, config: Config, *, bias: int = 1, skip: bool = False
 ) -> MachineCode:
-    """The forward kernel's machine code for the shapes of a long video.
+    """The forward kernel's machine code for the shapes of a long video, with everything on that is outside the loop.
 
     Args:
         arch: as :func:`.gate.compile_for` has it.
         kind: a key of :data:`FORMATS`.
-        bias: 1 with the pooled tail, 2 with Q smoothing.
+        bias: 1 with the pooled tail, 2 with Q smoothing, 0 with neither.
+        skip: whether key pieces may be skipped.
 
     Raises:
         KernelError: if the compiler gives up.
@@ -126,7 +127,7 @@ def compile_forward(
             *(numbers,) * 6,
             *(tensor(torch.int32, 1, _HEADS, _BLOCKS), tensor(torch.int32, 1, _HEADS, _BLOCKS, _BLOCKS)),
             *(tensor(torch.int32, _HEADS * _BLOCKS), tensor(torch.float32, _HEADS * _BLOCKS + 1, 640)),
-            *(tensor(torch.float32, _HEADS), tensor(torch.int32, _HEADS)),
+            *(tensor(torch.float32, _HEADS), tensor(torch.int64, 1, _HEADS)),
             *(_TOKENS * row, row, head) * 2,
             *((_TOKENS * row, _TOKENS, head * _TOKENS) if fp8_values else (_TOKENS * row, row, head)),
             *(_TOKENS * row, row, head),
@@ -139,12 +140,12 @@ def compile_forward(
             QK_8BIT=not kind.startswith("native"),
             PV_FP8=fp8_values,
             ROWS_PER_SCALE=ROWS if kind == "int8-fp8" else 128,
-            V_MEAN=False,
+            V_MEAN=fp8_values,
             RAGGED=True,
             BIAS=bias,
             SKIP=skip,
-            LSE=lse,
-            FLOAT32_PRODUCT="tf32x3",
+            LSE=True,
+            FLOAT32_PRODUCT="tf32x3" if isinstance(arch, int) else "ieee",
             WARP_SPECIALIZE=config.warp_specialize,
             num_warps=config.warps,
             num_stages=config.stages,

@@ -140,18 +140,18 @@ def load_pairs(
 ):
     """Both members of each channel pair of the rows at pointers ``rows`` [ROWS], float32 [ROWS, HALF] each.
 
-    Rows that are not ``real`` and channels from D on are zeros.
+    Rows that are not ``real`` and channels from D on are zeros. Offsets are taken in 64 bits: channels may be the
+    outermost axis in memory.
     """
     if HALVES:
         channel = tl.arange(0, HALF)
         here = real[:, None] & (channel < D // 2)[None, :]
-        first = rows[:, None] + channel[None, :] * channel_stride
-        a = tl.load(first, mask=here, other=0.0)
-        b = tl.load(first + D // 2 * channel_stride, mask=here, other=0.0)
+        a = tl.load(rows[:, None] + channel.to(tl.int64)[None, :] * channel_stride, mask=here, other=0.0)
+        b = tl.load(rows[:, None] + (channel + D // 2).to(tl.int64)[None, :] * channel_stride, mask=here, other=0.0)
     else:
         channel = tl.arange(0, 2 * HALF)
         here = real[:, None] & (channel < D)[None, :]
-        both = tl.load(rows[:, None] + channel[None, :] * channel_stride, mask=here, other=0.0)
+        both = tl.load(rows[:, None] + channel.to(tl.int64)[None, :] * channel_stride, mask=here, other=0.0)
         a, b = tl.split(tl.reshape(both, [ROWS, HALF, 2]))
     return a.to(tl.float32), b.to(tl.float32)
 

@@ -52,6 +52,7 @@ def hopper() -> MachineCode:
     return compiled(90, values=torch.float8_e4m3fn, transposed=True)
 
 
+@pytest.mark.representative
 def test_it_reads_a_clean_kernel(hopper: MachineCode) -> None:
     assert problems(hopper, products=["bf16", "fp8"], tma=True) == []
     assert hopper.spill_bytes == hopper.stack == hopper.local_accesses == 0
@@ -61,6 +62,7 @@ def test_it_reads_a_clean_kernel(hopper: MachineCode) -> None:
     assert hopper.num_warps == 8
 
 
+@pytest.mark.representative
 def test_values_that_are_not_transposed_are_found() -> None:
     """fp8 products take V with its keys contiguous; otherwise every step turns the tile over in shared memory."""
     code = compiled(90, values=torch.float8_e4m3fn, transposed=False)

@@ -12,6 +12,7 @@ from vidaccel.kernels.triton.gate import MachineCode, compile_for, problems
 from vidaccel.kernels.triton.merge import merge_parts
 
 ARCHES = [80, 86, 89, 90, 100, 120]
+REPRESENTATIVE = pytest.mark.representative
 #: One sequence of Wan's length, 75,600 tokens of 40 heads, and the 1000 key clusters of SVG2.
 TOKENS, HEADS, CLUSTERS, D = 75_600, 40, 1000, 128
 STRIDES = (TOKENS * HEADS * D, HEADS * D, D, 1)
@@ -78,7 +79,9 @@ def averaging(arch: int) -> MachineCode:
     return compile_for(arch, warmup)
 
 
-@pytest.mark.parametrize(("arch", "parts"), [*((arch, 2) for arch in ARCHES), (90, 4)])
+@pytest.mark.parametrize(
+    ("arch", "parts"), [*((arch, 2) for arch in ARCHES), pytest.param(90, 4, marks=REPRESENTATIVE)]
+)
 def test_merge(arch: int, parts: int) -> None:
     code = merging(arch, parts)
     assert problems(code) == []
@@ -88,7 +91,10 @@ def test_merge(arch: int, parts: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "float32"])
-@pytest.mark.parametrize(("arch", "dim"), [*((arch, D) for arch in ARCHES), (86, 64), (86, 256)])
+@pytest.mark.parametrize(
+    ("arch", "dim"),
+    [*((arch, D) for arch in ARCHES if arch != 90), pytest.param(90, D, marks=REPRESENTATIVE), (86, 64), (86, 256)],
+)
 def test_nearest_centroid(arch: int, dim: int, dtype: torch.dtype) -> None:
     code = assignment(arch, dtype, dim)
     assert problems(code, products=["bf16" if dtype == torch.bfloat16 else "tf32"]) == []
@@ -101,7 +107,7 @@ def test_too_many_channels_at_once_spill(monkeypatch: pytest.MonkeyPatch) -> Non
     assert any("spilled" in text for text in problems(assignment(80, torch.float32, D)))
 
 
-@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("arch", [pytest.param(a, marks=REPRESENTATIVE) if a == 90 else a for a in ARCHES])
 def test_cluster_means(arch: int) -> None:
     code = averaging(arch)
     assert problems(code) == []

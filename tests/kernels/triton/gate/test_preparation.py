@@ -15,6 +15,7 @@ from vidaccel.kernels.triton.rope import warps_for
 from vidaccel.kernels.triton.rotation import rotate_rows
 
 ARCHES = [80, 86, 89, 90, 100, 120]
+REPRESENTATIVE = pytest.mark.representative
 #: One sequence of Wan's length: 75,600 tokens in 128-token blocks, 40 heads.
 TOKENS, HEADS, BLOCKS, D = 75_600, 40, 591, 128
 STRIDES = (TOKENS * HEADS * D, HEADS * D, D, 1)
@@ -147,7 +148,7 @@ def wide(code: MachineCode) -> int:
 
 
 @pytest.mark.parametrize("variant", ["ranges", "statistics", "copy"])
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=REPRESENTATIVE)])
 def test_block_reduction(arch: int, variant: str) -> None:
     code = reduction(arch, variant)
     assert findings(code) == []
@@ -156,7 +157,11 @@ def test_block_reduction(arch: int, variant: str) -> None:
 
 @pytest.mark.parametrize(
     ("arch", "fp8", "granularity"),
-    [*((arch, arch >= 89, "block") for arch in ARCHES), (90, False, "block"), (90, False, "rows32")],
+    [
+        *((arch, arch >= 89, "block") for arch in ARCHES),
+        (90, False, "block"),
+        pytest.param(90, False, "rows32", marks=REPRESENTATIVE),
+    ],
 )
 def test_quantise_rows(arch: int, fp8: bool, granularity: str) -> None:
     code = rows(arch, fp8=fp8, granularity=granularity)
@@ -164,7 +169,7 @@ def test_quantise_rows(arch: int, fp8: bool, granularity: str) -> None:
     assert wide(code)
 
 
-@pytest.mark.parametrize("arch", [a for a in ARCHES if a >= 89])
+@pytest.mark.parametrize("arch", [89, pytest.param(90, marks=REPRESENTATIVE), 100, 120])
 def test_quantise_values(arch: int) -> None:
     code = values(arch)
     assert findings(code) == []
@@ -178,7 +183,7 @@ def scalar_accesses(code: MachineCode) -> int:
     return max(0, code.count(r"LDG\.E\.U16") - 1) + code.count(r"STG\.E\.U(8|16)")
 
 
-@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("arch", [pytest.param(a, marks=REPRESENTATIVE) if a == 90 else a for a in ARCHES])
 def test_rotate_rows(arch: int) -> None:
     code = rotation(arch, norm="row")
     assert findings(code) == []
@@ -186,7 +191,7 @@ def test_rotate_rows(arch: int) -> None:
     assert wide(code) and code.count(r"STG\.E\.128") and not scalar_accesses(code)
 
 
-@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("per_head", [False, pytest.param(True, marks=REPRESENTATIVE)])
 def test_rotate_halves(per_head: bool) -> None:
     code = rotation(90, norm="head", halves=True, per_head=per_head)
     assert findings(code) == []
@@ -199,7 +204,7 @@ def test_rotate_halves(per_head: bool) -> None:
         (80, 128, "int8", True),
         (86, 64, "int8", False),
         (89, 128, "fp8", True),
-        (90, 128, "fp8", True),
+        pytest.param(90, 128, "fp8", True, marks=REPRESENTATIVE),
         (90, 64, "fp8", False),
         (90, 32, "int8", False),
         (100, 128, "fp8", True),

@@ -2,7 +2,8 @@
 
 The stock interpreter of Triton 3.6.0 and 3.9.0 keeps bf16 and fp8 tensors as raw bits, and in places computes on the
 bits as if they were integers: results are wrong without any error. Each function ``_repair_*`` below states one symptom
-and its cause; ``test_repair.py`` tests each, and that the stock interpreter still needs it.
+and its cause; ``test_repair.py`` tests each, and that the stock interpreter still needs it. The last one repairs no
+result, but the time that it takes.
 
 What stays different from a GPU: sums are taken in another order, products of float32 are not rounded to tf32, and
 programs run one after the other, so races and deadlocks are not found.
@@ -54,6 +55,7 @@ def install() -> None:
     _repair_reductions(interpreter)
     _repair_constants(builder)
     _repair_indices(interpreter)
+    _repair_patching(interpreter)
     interpreter._repaired = True
 
 
@@ -202,3 +204,24 @@ def _repair_indices(interpreter: Any) -> None:
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
     interpreter._patch_lang_tensor = patch_lang_tensor
+
+
+def _repair_patching(interpreter: Any) -> None:
+    """Symptom: kernels that call device functions take twice as long. Cause: each such call patches all of
+    triton.language once more. Here a launch patches each module once; it undoes that at its end, as before."""
+    stock_patch, stock_launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    patched: set[tuple[bool, bool]] = set()
+
+    def patch_lang(function: Any) -> Any:
+        seen = function.__globals__.values()
+        modules = any(value is tl for value in seen), any(value is tl.core for value in seen)
+        if modules in patched:
+            return interpreter._LangPatchScope()
+        patched.add(modules)
+        return stock_patch(function)
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        patched.clear()
+        return stock_launch(self, *args, **kwargs)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_lang, launch

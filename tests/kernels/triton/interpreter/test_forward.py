@@ -62,6 +62,7 @@ def check(
     )
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize("dtype", NATIVE)
 @pytest.mark.parametrize("tail", [False, True])
 def test_every_dtype(dtype: torch.dtype, tail: bool) -> None:
@@ -82,6 +83,7 @@ def test_heads_of_different_density_batch_and_text(tail: bool) -> None:
     check(layout, mask, random_qkv(layout, batch=2, heads=3, dim=32), tail=tail)
 
 
+@pytest.mark.representative
 def test_one_mask_for_all_heads() -> None:
     layout = make_layout(**RAGGED)
     check(layout, random_mask(layout, 1, [0.3]), random_qkv(layout, batch=2, heads=2, dim=32), tail=True)
@@ -95,6 +97,7 @@ def test_tile_sizes_are_free(block_m: int, block_n: int) -> None:
     check(layout, random_mask(layout, 1, [0.5]), tensors, Config(block_m, block_n, 4, 2), tail=True)
 
 
+@pytest.mark.representative
 def test_strided_and_unaligned_inputs() -> None:
     """q, k, v as slices of one fused projection, starting at an odd element."""
     layout = make_layout((2, 4, 4), (1, 4, 4))
@@ -149,6 +152,7 @@ def test_skipping_is_what_the_oracle_says(threshold: float) -> None:
     torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.representative
 def test_long_blocks_are_skipped_piece_by_piece() -> None:
     """Also with counts that are a view of something larger, and by groups of heads."""
     layout = make_layout((3, 8, 8), (2, 4, 8))  # blocks of 64 and 32 tokens

@@ -65,6 +65,7 @@ def test_nearest_centroid(batch: int, length: int, heads: int, dim: int, cluster
     assert (labels == theirs).double().mean() > 0.99
 
 
+@pytest.mark.representative
 def test_the_first_of_equals_is_taken() -> None:
     """Within a step of the kernel and between steps; scores are small whole numbers, so nothing is rounded."""
     x = torch.randint(-4, 5, (1, 90, 2, 16)).bfloat16()
@@ -89,6 +90,7 @@ def test_nan_has_a_label_too() -> None:
 
 @pytest.mark.parametrize(("batch", "length", "heads", "dim", "clusters", "dtype"), CASES)
 def test_means(batch: int, length: int, heads: int, dim: int, clusters: int, dtype: torch.dtype) -> None:
+    clusters = min(clusters, 7)  # a program each, whatever their number
     x = tokens(batch, length, heads, dim, dtype)
     labels = torch.randint(0, clusters, (batch, heads, length), dtype=torch.int32)
     labels[labels == clusters // 2] = 0  # an empty cluster, and a large one
@@ -103,9 +105,10 @@ def test_means(batch: int, length: int, heads: int, dim: int, clusters: int, dty
         assert torch.equal(new[:, :, clusters // 2], old[:, :, clusters // 2])
 
 
+@pytest.mark.representative
 def test_clusters() -> None:
     """Every assignment is right for the centroids it saw, every mean for the labels it saw."""
-    x = tokens(2, 100, 3, 32, torch.bfloat16)
+    x = tokens(2, 100, 2, 32, torch.bfloat16)
     before = evenly_spaced(x, 9)
     for n in range(1, 4):
         labels, centroids, counts, order = cluster(x, 9, n)

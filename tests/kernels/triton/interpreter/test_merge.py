@@ -56,6 +56,7 @@ def test_any_number_of_parts(count: int, batch: int, tokens: int, heads: int, di
     assert_close(merge_all(outs, lses), outs, lses)
 
 
+@pytest.mark.representative
 def test_two_parts_are_the_torch_version() -> None:
     (out0, out1), (lse0, lse1) = parts(2, 2, 33, 3, 64, torch.float32)
     lse0[0, 0, :7], lse1[1, 2, 3:9] = -math.inf, -math.inf
@@ -76,6 +77,7 @@ def test_a_part_without_keys_counts_for_nothing(dtype: torch.dtype) -> None:
         assert torch.equal(got[0], full) and torch.equal(got[1], lse)
 
 
+@pytest.mark.representative
 def test_rows_without_any_keys_are_zeros() -> None:
     outs, lses = parts(3, 2, 18, 2, 32, torch.float32)
     for out, lse in zip(outs, lses, strict=True):

@@ -1,0 +1,322 @@
+"""What calibration has seen of a model: one small file that every plan is solved from.
+
+A *cell* is (noise bin, transformer, layer, guidance branch). For each cell, candidate and head it holds means over
+prompts, because prompts are what repeats: the tokens and steps of one prompt are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..configs.codec import policy_from_data, policy_to_data, take, tile_from_data
+from ..configs.fingerprint import Fingerprint
+from ..configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy
+from ..configs.sealed import Sealed
+from ..errors import ConfigError, PlanFileError
+from ..types import TileShape
+
+__all__ = ["Cell", "Observations", "Place", "Sample"]
+
+Floats = NDArray[np.float32]
+
+_FIELDS = ("error", "spread", "cosine", "mass", "density")
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a cell is.
+
+    Args:
+        bin: number of the noise bin, counted from the clean end.
+        transformer: name in the pipeline.
+        layer: number of the attention layer.
+        branch: ``"cond"``, ``"uncond"``, or ``""`` where both are one batch or unknown.
+    """
+
+    bin: int
+    transformer: str
+    layer: int
+    branch: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One prompt's figures in one cell, per query token and candidate: error, cosine, mass and density are [C,H]."""
+
+    error: Floats
+    cosine: Floats
+    mass: Floats
+    density: Floats
+    energy: Floats
+
+
+@dataclass(eq=False)
+class Cell:
+    """Means over prompts of the figures of :class:`Sample`, and the spread of the error.
+
+    Args:
+        prompts: how many prompts are in.
+        error, cosine, mass, density: [C,H].
+        spread: sum of squared deviations of the error from its mean, [C,H].
+        energy: [H].
+    """
+
+    prompts: int
+    error: Floats
+    spread: Floats
+    cosine: Floats
+    mass: Floats
+    density: Floats
+    energy: Floats
+
+    @staticmethod
+    def empty(candidates: int, heads: int) -> Cell:
+        """A cell that has seen nothing."""
+        each = {name: np.zeros((candidates, heads), np.float32) for name in _FIELDS}
+        return Cell(prompts=0, energy=np.zeros(heads, np.float32), **each)
+
+    def add(self, sample: Sample) -> None:
+        """Takes one more prompt in (Welford's update)."""
+        self.prompts += 1
+        before = sample.error - self.error
+        for name in ("error", "cosine", "mass", "density", "energy"):
+            mean = getattr(self, name)
+            mean += (getattr(sample, name) - mean) / self.prompts
+        self.spread += before * (sample.error - self.error)
+
+    def standard_error(self) -> Floats:
+        """Standard error of the mean error, [C,H]; infinite after a single prompt."""
+        if self.prompts < 2:
+            return np.full_like(self.error, np.inf)
+        return np.sqrt(self.spread / (self.prompts - 1) / self.prompts)
+
+
+_FILE = Sealed(
+    kind="observations",
+    version=1,
+    writer="vidaccel calibrate",
+    tensors={
+        "place": np.int32,
+        "prompts": np.int32,
+        "energy": np.float32,
+        **dict.fromkeys(_FIELDS, np.float32),
+        "weight": np.float64,
+        "edges": np.float64,
+    },
+    max_bytes=256 << 20,  # 40 layers of 40 heads, 5 bins, 2 branches, 60 candidates: 20 MB a field
+)
+_META = (
+    *("candidates", "tile", "fingerprint", "done", "settings", "times", "steps", "probes", "costs", "notes"),
+    "provenance",
+)
+
+
+@dataclass(eq=False)
+class Observations:
+    """Everything seen so far.
+
+    Args:
+        candidates: the policies compared; the first is plain dense attention.
+        tile: tile shape of their blocks, or ``None`` for the layout's choice.
+        fingerprint: of the model, with its token grid.
+        edges: bounds of the noise bins, ascending from 0 to 1.
+        steps: denoising steps of each bin in one generation.
+        settings: arguments of the generations, JSON-able.
+        cells: by place.
+        weight: (bin, transformer, layer) -> squared relative error of the final latent for one unit of error there.
+        done: fingerprints of the prompts and seeds that are in.
+        times: seconds of a dense generation: ``total`` and ``attention``, and the passes a step (``passes``).
+        probes: what was found by perturbing, for reports.
+        costs: seconds by policy on the device of the run, :meth:`.cost.Costs.to_dict`; empty if not measured yet.
+        notes: things worth knowing.
+        provenance: texts on where this comes from.
+    """
+
+    candidates: tuple[HeadPolicy, ...]
+    tile: TileShape | None
+    fingerprint: Fingerprint
+    edges: tuple[float, ...]
+    steps: tuple[int, ...]
+    settings: dict[str, Any]
+    cells: dict[Place, Cell] = field(default_factory=dict)
+    weight: dict[tuple[int, str, int], float] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bins(self) -> int:
+        """Number of noise bins."""
+        return len(self.edges) - 1
+
+    def bounds(self, number: int) -> tuple[float, float]:
+        """Noise levels (low, high] of a bin."""
+        return self.edges[number], self.edges[number + 1]
+
+    def bin_of(self, noise_level: float) -> int:
+        """The bin of a noise level in [0, 1]."""
+        return max(0, min(self.bins, int(np.searchsorted(self.edges, noise_level, side="left"))) - 1)
+
+    def places(self) -> list[tuple[int, str, int]]:
+        """(bin, transformer, layer) of all cells, sorted: where decisions are made."""
+        return sorted({(place.bin, place.transformer, place.layer) for place in self.cells})
+
+    def at(self, bin: int, transformer: str, layer: int) -> list[Cell]:
+        """The cells of one decision: one for each guidance branch."""
+        where = (bin, transformer, layer)
+        return [c for p, c in sorted(self.cells.items()) if (p.bin, p.transformer, p.layer) == where]
+
+    def total(self, where: tuple[int, str, int], name: str) -> Floats:
+        """A field of :class:`Cell` summed over the branches of one decision."""
+        return np.sum([getattr(cell, name) for cell in self.at(*where)], axis=0)  # type: ignore[no-any-return]
+
+    def relative_error(self, where: tuple[int, str, int]) -> Floats:
+        """Relative L2 error of each candidate's output in one decision, [C,H]."""
+        return np.sqrt(self.total(where, "error") / np.maximum(self.total(where, "energy"), 1e-20))
+
+    def add(self, key: str, samples: Mapping[Place, Sample]) -> None:
+        """Takes one prompt in; ``key`` names it."""
+        for place, sample in samples.items():
+            if place not in self.cells:
+                self.cells[place] = Cell.empty(*sample.error.shape)
+            self.cells[place].add(sample)
+        self.done.append(key)
+
+    # -- the file -----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file, whole or not at all.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        places = sorted(self.cells)
+        heads = max((cell.error.shape[1] for cell in self.cells.values()), default=1)
+        shape = (len(places), len(self.candidates), heads)
+        tensors: dict[str, np.ndarray] = {name: np.full(shape, np.nan, np.float32) for name in _FIELDS}
+        tensors["energy"] = np.full((len(places), heads), np.nan, np.float32)
+        for i, place in enumerate(places):
+            cell = self.cells[place]
+            for name in _FIELDS:
+                tensors[name][i, :, : cell.error.shape[1]] = getattr(cell, name)
+            tensors["energy"][i, : cell.energy.shape[0]] = cell.energy
+        tensors["place"] = np.array([_code(place) for place in places], np.int32).reshape(-1, 4)
+        tensors["prompts"] = np.array([self.cells[place].prompts for place in places], np.int32)
+        tensors["edges"] = np.array(self.edges, np.float64)
+        weights = [(b, TRANSFORMERS.index(t), layer, w) for (b, t, layer), w in sorted(self.weight.items())]
+        tensors["weight"] = np.array(weights, np.float64).reshape(-1, 4)
+        meta = {
+            "candidates": [policy_to_data(policy) for policy in self.candidates],
+            "tile": None if self.tile is None else list(self.tile),
+            "fingerprint": self.fingerprint.to_data(),
+            **{
+                name: getattr(self, name)
+                for name in ("done", "settings", "times", "probes", "costs", "notes", "provenance")
+            },
+            "steps": list(self.steps),
+        }
+        _FILE.write(path, meta, tensors)
+
+    @staticmethod
+    def load(path: str | Path) -> Observations:
+        """Reads the file.
+
+        Raises:
+            PlanFileError: if it is missing, truncated, damaged, or not of this kind and version.
+        """
+        path = Path(path)
+        meta, tensors = _FILE.read(path)
+        try:
+            return _from_parts(take(meta, _META, "its metadata"), tensors)
+        except (ValueError, TypeError, KeyError, IndexError) as error:  # ConfigError is a ValueError
+            raise PlanFileError(f"{path} is not a usable observations file: {error}") from None
+
+    def check_same(self, other: Observations, path: str | Path) -> None:
+        """Raises :class:`ConfigError` unless a run like ``other`` may go on with these observations."""
+        names = {"candidates": "candidates", "tile": "tile", "fingerprint": "model or grid", "edges": "noise bins"}
+        names |= {"settings": "generation settings"}
+        apart = [what for name, what in names.items() if _plain(self, name) != _plain(other, name)]
+        if apart:
+            raise ConfigError(
+                f"{path} holds observations of a run with other {', '.join(apart)}; use the same settings, or another"
+                " --state file, or delete that one to begin anew"
+            )
+
+
+def _plain(of: Observations, name: str) -> Any:
+    if name == "fingerprint":
+        return replace(of.fingerprint, vidaccel=None)
+    return tuple(round(edge, 6) for edge in of.edges) if name == "edges" else getattr(of, name)
+
+
+def _code(place: Place) -> tuple[int, int, int, int]:
+    branch = BRANCHES.index(place.branch) if place.branch else -1
+    return place.bin, TRANSFORMERS.index(place.transformer), place.layer, branch
+
+
+def _from_parts(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> Observations:
+    missing = [key for key in _META if key not in meta]
+    if missing:
+        raise PlanFileError(f"its metadata lacks {', '.join(missing)}; write it again")
+    candidates = tuple(policy_from_data(data, f"candidate {i}") for i, data in enumerate(meta["candidates"]))
+    edges = tuple(tensors["edges"].reshape(-1).tolist())
+    if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or any(not low < high for low, high in pairwise(edges)):
+        raise PlanFileError("its noise bins do not ascend from 0 to 1; write it again")
+    places = _places(tensors["place"], len(edges) - 1)
+    shape = (len(places), len(candidates))
+    if any(tensors[name].ndim != 3 or tensors[name].shape[:2] != shape for name in _FIELDS):
+        raise PlanFileError("its tensors do not fit together; write it again")
+    cells = {}
+    for i, place in enumerate(places):
+        heads = int(np.isfinite(tensors["energy"][i]).sum())
+        parts = {name: np.ascontiguousarray(tensors[name][i, :, :heads]) for name in _FIELDS}
+        if not all(np.isfinite(part).all() for part in parts.values()):
+            raise PlanFileError(f"its figures of {place} are not finite; write it again")
+        energy = np.ascontiguousarray(tensors["energy"][i, :heads])
+        cells[place] = Cell(prompts=int(tensors["prompts"][i]), energy=energy, **parts)
+    weight = {}
+    for b, t, layer, w in tensors["weight"].reshape(-1, 4).tolist():
+        weight[(int(b), TRANSFORMERS[int(t)], int(layer))] = float(w)
+    return Observations(
+        candidates=candidates,
+        tile=tile_from_data(meta["tile"]),
+        fingerprint=Fingerprint.from_data(meta["fingerprint"]),
+        edges=edges,
+        steps=_numbers(meta["steps"], len(edges) - 1),
+        settings=dict(meta["settings"]),
+        cells=cells,
+        weight=weight,
+        done=[str(key) for key in meta["done"]],
+        times={str(key): float(value) for key, value in meta["times"].items()},
+        probes=[dict(probe) for probe in meta["probes"]],
+        costs=dict(meta["costs"]),
+        notes=[str(note) for note in meta["notes"]],
+        provenance={str(key): str(value) for key, value in meta["provenance"].items()},
+    )
+
+
+def _places(codes: np.ndarray, bins: int) -> list[Place]:
+    if codes.ndim != 2 or codes.shape[1] != 4:
+        raise PlanFileError("its table of places has not four columns; write it again")
+    found = []
+    for b, t, layer, branch in codes.tolist():
+        if not (0 <= b < bins and 0 <= t < len(TRANSFORMERS) and layer >= 0 and -1 <= branch < len(BRANCHES)):
+            raise PlanFileError("its table of places holds codes that mean nothing; write it again")
+        found.append(Place(b, TRANSFORMERS[t], layer, "" if branch < 0 else BRANCHES[branch]))
+    return found
+
+
+def _numbers(values: Sequence[Any], count: int) -> tuple[int, ...]:
+    if len(values) != count or not all(isinstance(v, int) and v >= 0 for v in values):
+        raise PlanFileError(f"its steps are {values!r}; valid are {count} whole numbers; write it again")
+    return tuple(values)

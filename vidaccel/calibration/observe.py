@@ -1,0 +1,210 @@
+"""Watches dense generations: in a few steps of each noise bin, scores every candidate on sampled query tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..configs.plan import HeadPolicy
+from ..engine.attend import AttentionSite
+from ..errors import VidaccelError
+from ..layout import TokenLayout
+from ..patterns.base import StaticPattern
+from ..patterns.dynamic import DynamicPattern, Heads, choose_blocks
+from ..patterns.registry import build_pattern
+from ..types import PRECISIONS
+from .evaluate import Row, Scores, evaluate
+from .observations import Place, Sample
+
+if TYPE_CHECKING:
+    from .observations import Observations
+
+__all__ = ["CandidateWatcher", "LevelWatcher", "noise_edges"]
+
+#: Exact attention summed here and the model's own output may differ by the rounding of half precision, not by more.
+_AGREEMENT = 0.05
+
+
+@dataclass(eq=False)
+class LevelWatcher:
+    """Notes the noise level of each step and how often each layer is called; scores nothing."""
+
+    levels: dict[int, float] = field(default_factory=dict)
+    calls: dict[tuple[str, int], int] = field(default_factory=dict)
+    layout: TokenLayout | None = None
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+
+    def wants(self, site: AttentionSite) -> bool:
+        """Every call of the first layer, to see a shape; all are counted."""
+        assert site.state.moment is not None
+        self.levels[site.state.moment.step] = site.state.moment.noise_level
+        key = (site.state.name, site.layer)
+        self.calls[key] = self.calls.get(key, 0) + 1
+        return self.layout is None
+
+    def observe(
+        self,
+        site: AttentionSite,
+        layout: TokenLayout,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """Keeps shapes."""
+        self.layout, self.shape, self.dtype = layout, tuple(q.shape), q.dtype
+
+
+def noise_edges(levels: Sequence[float], bins: int) -> tuple[float, ...]:
+    """Bounds of ``bins`` noise bins with about equally many of these levels each, halfway between two levels."""
+    ascending = sorted(set(levels))
+    bins = max(1, min(bins, len(ascending)))
+    cuts = [round(i * len(ascending) / bins) for i in range(1, bins)]
+    return (0.0, *((ascending[c - 1] + ascending[c]) / 2 for c in cuts), 1.0)
+
+
+class CandidateWatcher:
+    """Scores candidates in one generation.
+
+    Args:
+        seen: candidates, bins and tile.
+        steps: numbers of the steps to look at.
+        tiles: how many query tiles to sample a call, spread over the video.
+        metrics: (transformer, layer) -> float32 [H,D,D], see :func:`~.evaluate.evaluate`; layers without one are
+            measured at the attention output itself.
+        seed: of the sampled tiles.
+    """
+
+    def __init__(
+        self,
+        seen: Observations,
+        steps: Sequence[int],
+        *,
+        tiles: int,
+        metrics: Mapping[tuple[str, int], torch.Tensor],
+        seed: int,
+    ) -> None:
+        self._seen = seen
+        self._steps = frozenset(steps)
+        self._tiles = tiles
+        self._metrics = metrics
+        self._random = np.random.default_rng(seed)
+        self._found: dict[Place, _Sums] = {}
+        self._static: dict[tuple[HeadPolicy, TokenLayout], torch.Tensor | None] = {}
+
+    def wants(self, site: AttentionSite) -> bool:
+        """Calls of the chosen steps."""
+        return site.state.moment is not None and site.state.moment.step in self._steps
+
+    def observe(
+        self,
+        site: AttentionSite,
+        layout: TokenLayout,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """Scores all candidates on some tiles of each sample of the batch."""
+        moment = site.state.moment
+        assert moment is not None
+        place = Place(self._seen.bin_of(moment.noise_level), site.state.name, site.layer, moment.branch or "")
+        metric = self._metrics.get((site.state.name, site.layer))
+        for sample in range(q.shape[0]):
+            heads = Heads(
+                q[sample : sample + 1],
+                k[sample : sample + 1],
+                v[sample : sample + 1],
+                layout,
+                noise_level=moment.noise_level,
+                step=moment.step,
+            )
+            blocks = self._sampled(layout)
+            rows, numbers = self._rows(heads, blocks)
+            scores = evaluate(q[sample], k[sample], v[sample], layout, blocks, rows, metric=metric)
+            self._check(site, heads, out[sample], layout, blocks[0])
+            sums = self._found.setdefault(place, _Sums(len(self._seen.candidates), q.shape[2], layout.tokens))
+            for score, where in zip(scores, numbers, strict=True):
+                sums.add(score, where)
+
+    def samples(self) -> dict[Place, Sample]:
+        """What this generation gave."""
+        return {place: sums.sample() for place, sums in self._found.items()}
+
+    def _sampled(self, layout: TokenLayout) -> list[int]:
+        """Video blocks in even distances from a random start, so that every region of the clip is met."""
+        count = min(self._tiles, layout.num_video_blocks)
+        places = (np.arange(count) + self._random.random()) * layout.num_video_blocks / count
+        return [layout.video_blocks.start + int(place) for place in places]
+
+    def _rows(self, heads: Heads, blocks: list[int]) -> tuple[list[Row], list[list[int]]]:
+        """The candidates grouped by precision, and their numbers."""
+        members: dict[str, list[int]] = {}
+        for number, policy in enumerate(self._seen.candidates):
+            members.setdefault(policy.precision, []).append(number)
+        rows, chosen = [], {}
+        for precision, numbers in members.items():
+            keeps = []
+            for number in numbers:
+                policy = self._seen.candidates[number]
+                if policy.pattern not in chosen:  # one choice for all precisions and compensations
+                    chosen[policy.pattern] = self._keep(policy, heads)[:, blocks].expand(heads.q.shape[2], -1, -1)
+                keeps.append(chosen[policy.pattern])
+            tails = [self._seen.candidates[number].compensation == "pooled_tail" for number in numbers]
+            keep = torch.stack(keeps).to(heads.q.device)
+            rows.append(Row(PRECISIONS[precision], keep, torch.tensor(tails, device=keep.device)))
+        return rows, list(members.values())
+
+    def _keep(self, policy: HeadPolicy, heads: Heads) -> torch.Tensor:
+        """Blocks that a candidate keeps in this call, bool [1 or H, NB, NB]."""
+        key = (policy, heads.layout)
+        if key not in self._static:
+            pattern = build_pattern(policy.pattern)
+            self._static[key] = pattern.blocks(heads.layout)[None] if isinstance(pattern, StaticPattern) else None
+        known = self._static[key]
+        if known is not None:
+            return known
+        pattern = build_pattern(policy.pattern)
+        assert isinstance(pattern, DynamicPattern)
+        return choose_blocks(pattern, heads)[0]
+
+    def _check(self, site: AttentionSite, heads: Heads, out: torch.Tensor, layout: TokenLayout, block: int) -> None:
+        """Exact attention as it is summed here must be what the model computed, or every figure is wrong."""
+        begin, end = (int(layout.block_offsets[block + i]) for i in (0, 1))
+        q, k, v = (x[0].transpose(0, 1).float() for x in (heads.q, heads.k, heads.v))
+        exact = ((q[:, begin:end] @ k.mT) * heads.scale).softmax(-1) @ v
+        model = out[begin:end].transpose(0, 1).float()
+        apart = float((exact - model).norm() / exact.norm().clamp_min(1e-20))
+        if apart > _AGREEMENT:
+            raise VidaccelError(
+                f"{site.state.name} layer {site.layer} computes something else than plain attention (it differs by"
+                f" {apart:.0%}), so candidates cannot be judged there; leave this model to its own attention"
+            )
+
+
+class _Sums:
+    """Sums over the calls of one cell."""
+
+    def __init__(self, candidates: int, heads: int, keys: int) -> None:
+        self._each = {name: np.zeros((candidates, heads)) for name in ("error", "cosine", "mass", "pairs")}
+        self._energy = np.zeros(heads)
+        self._tokens = 0
+        self._keys = keys
+
+    def add(self, scores: Scores, numbers: list[int]) -> None:
+        for name, total in self._each.items():
+            total[numbers] += getattr(scores, name).cpu().numpy()
+        if 0 in numbers:  # energy and tokens are those of the exact output, the same for every precision
+            self._energy += scores.energy.cpu().numpy()
+            self._tokens += scores.tokens
+
+    def sample(self) -> Sample:
+        """Means per query token."""
+        error, cosine, mass, pairs = ((total / self._tokens).astype(np.float32) for total in self._each.values())
+        energy = (self._energy / self._tokens).astype(np.float32)
+        return Sample(error, cosine, mass, (pairs / self._keys).astype(np.float32), energy)

@@ -1,0 +1,187 @@
+"""From observations to a plan: units to solve for, the front of all choices, and the plan of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..configs.plan import LayerPolicy, Plan, Rule
+from ..errors import ConfigError
+from .cost import Costs
+from .observations import Observations
+from .solve import Frontier, Solution, Unit, frontier
+
+__all__ = ["Choices", "Prediction"]
+
+_BY = Literal["seconds", "density"]
+_TRIES = 8
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a plan should do.
+
+    Args:
+        error: relative L2 error of the final latent.
+        density: kept token pairs over all, mean over all attention calls.
+        attention: seconds of self-attention in one generation; ``None`` without costs.
+        total: seconds of one generation; ``None`` without costs.
+    """
+
+    error: float
+    density: float
+    attention: float | None
+    total: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain values for JSON."""
+        return {"error": self.error, "density": self.density, "attention": self.attention, "seconds": self.total}
+
+
+class Choices:
+    """All plans that observations and costs allow, by cost.
+
+    Args:
+        seen: observations with weights.
+        costs: seconds by policy, or ``None`` to choose by density alone.
+        by: what the budget limits.
+
+    Raises:
+        ConfigError: if something is missing: weights of a layer, or costs to choose by.
+    """
+
+    def __init__(self, seen: Observations, costs: Costs | None, *, by: _BY = "density") -> None:
+        if not seen.cells:
+            raise ConfigError("there are no observations to solve from; run vidaccel calibrate first")
+        missing = [place for place in seen.places() if place not in seen.weight]
+        if missing:
+            raise ConfigError(f"the weight of {missing[0]} is not known; run vidaccel calibrate again to the end")
+        if by == "seconds" and costs is None:
+            raise ConfigError("there are no costs on this device to choose by; run vidaccel calibrate here")
+        self.seen, self.costs, self.by = seen, costs, by
+        self.places = seen.places()
+        names = sorted({policy.precision for policy in seen.candidates})
+        family = np.array([names.index(policy.precision) for policy in seen.candidates], np.int64)
+        self._error = [self._errors(place) for place in self.places]
+        self._density = [self._densities(place) for place in self.places]
+        calls = sum(self._calls(place) for place in self.places)
+        self._scale = 1.0 if costs is None else seen.times["attention"] / (calls * costs.dense)
+        self._seconds = None if costs is None else self._times(costs)
+        cost = self._density if by == "density" else self._seconds
+        assert cost is not None
+        self.frontier: Frontier = frontier(
+            [Unit(*parts, family) for parts in zip(self.places, self._error, cost, strict=True)]
+        )
+
+    def _errors(self, place: tuple[int, str, int]) -> np.ndarray:
+        """Squared relative error of the final latent that each choice adds, [H,C]."""
+        error = self.seen.weight[place] * self.seen.total(place, "error").T.astype(np.float64)
+        error[:, 0] = 0.0  # plain dense attention is what everything is measured against
+        return np.maximum(error, 0.0)
+
+    def _calls(self, place: tuple[int, str, int]) -> float:
+        """Calls of the layer in this bin in one generation."""
+        branches = len({p.branch for p in self.seen.cells if (p.bin, p.transformer, p.layer) == place})
+        return float(self.seen.steps[place[0]] * branches)
+
+    def _densities(self, place: tuple[int, str, int]) -> np.ndarray:
+        """Share of all calls' token pairs that each choice keeps, [H,C]; dense everywhere sums to 1."""
+        cells = self.seen.at(*place)
+        kept = np.mean([cell.density for cell in cells], axis=0).T.astype(np.float64)
+        kept[:, 0] = 1.0
+        everything = sum(self._calls(one) for one in self.places)
+        return np.asarray(kept * self._calls(place) / everything / kept.shape[0])
+
+    def _times(self, costs: Costs) -> list[np.ndarray]:
+        """Seconds that each choice takes in one generation, [H,C] for each place.
+
+        Calls were timed by themselves. In a real run they take somewhat longer, dense ones alike, so all are scaled by
+        what dense attention took in the dense generation.
+        """
+        each = np.array([costs.seconds(policy) for policy in self.seen.candidates]) * self._scale
+        tables = []
+        for place in self.places:
+            heads = self.seen.at(*place)[0].error.shape[1]
+            tables.append(np.tile(each * self._calls(place) / heads, (heads, 1)))
+        return tables
+
+    # -- budgets --------------------------------------------------------------------------------------------------
+
+    def at(self, budget: float) -> Solution:
+        """The least error within a budget of density or attention seconds, as ``by`` says."""
+        return self.frontier.at(budget)
+
+    def for_seconds(self, total: float) -> Solution:
+        """The least error with which a generation takes at most ``total`` seconds.
+
+        Raises:
+            ConfigError: if no choice is that fast.
+        """
+        budget = total - self.other_seconds
+        for _ in range(_TRIES):
+            solution = self.at(budget)
+            predicted = self.predict(solution).total
+            assert predicted is not None
+            if predicted <= total * (1 + _SLACK):
+                break
+            budget -= predicted - total  # a layer of several policies takes longer than their mean
+        return solution
+
+    def for_speedup(self, speedup: float) -> Solution:
+        """The least error at ``speedup`` times the speed of the dense generation."""
+        return self.for_seconds(self.dense_seconds / speedup)
+
+    def for_error(self, error: float) -> Solution:
+        """The least cost with a predicted relative latent error of at most ``error``."""
+        return self.frontier.within(error**2)
+
+    @property
+    def dense_seconds(self) -> float:
+        """Seconds of a dense generation."""
+        return self.seen.times["total"]
+
+    @property
+    def other_seconds(self) -> float:
+        """Seconds of a generation outside self-attention."""
+        return self.seen.times["total"] - self.seen.times["attention"]
+
+    # -- what a solution is ---------------------------------------------------------------------------------------
+
+    def predict(self, solution: Solution) -> Prediction:
+        """What a solution should do."""
+        attention = None
+        if self.costs is not None:
+            attention = self._scale * sum(
+                self._calls(place) * self.costs.layer([self.seen.candidates[number] for number in choice])
+                for place, choice in zip(self.places, solution.choices, strict=True)
+            )
+        return Prediction(
+            error=float(np.sqrt(self._sum(self._error, solution))),
+            density=self._sum(self._density, solution),
+            attention=attention,
+            total=None if attention is None else self.other_seconds + attention,
+        )
+
+    @staticmethod
+    def _sum(tables: list[np.ndarray], solution: Solution) -> float:
+        return float(sum(table[np.arange(len(c)), c].sum() for table, c in zip(tables, solution.choices, strict=True)))
+
+    def plan(self, solution: Solution, name: str, provenance: Mapping[str, str]) -> Plan:
+        """The plan file's content: one rule for each bin, transformer and layer that is not dense."""
+        rules = []
+        for (bin, transformer, layer), choice in zip(self.places, solution.choices, strict=True):
+            heads = [self.seen.candidates[number] for number in choice]
+            policy = LayerPolicy(tuple(heads[:1] if len(set(heads)) == 1 else heads))
+            if not policy.is_dense:
+                rules.append(Rule(policy, self.seen.bounds(bin), transformer, (layer,)))
+        return Plan(
+            name,
+            tuple(rules),
+            tile=self.seen.tile,
+            fingerprint=self.seen.fingerprint,
+            provenance=tuple({**self.seen.provenance, **provenance}.items()),
+        )

@@ -1,0 +1,72 @@
+"""``vidaccel solve``: other plans from observations that are there already, without the model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+from . import budget as bud
+from . import options as opt
+
+
+def solve(
+    observations: Annotated[Path, typer.Argument(help="File that vidaccel calibrate kept.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The plan file.", rich_help_panel=opt.OUTPUT)
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures there.", rich_help_panel=opt.OUTPUT)
+    ] = None,
+    speedup: bud.Speedup = None,
+    seconds: bud.Seconds = None,
+    density: bud.Density = None,
+    max_error: bud.MaxError = None,
+) -> None:
+    """Solve stored observations for a budget: another plan in seconds. Without a budget, show the whole front."""
+    from ..files import check_writable, write_json
+
+    for path in (output, json):
+        if path is not None:
+            check_writable(path)
+    given = {"speedup": speedup, "seconds": seconds, "density": density, "max_error": max_error}
+    wanted = any(value is not None for value in given.values())
+    if output is not None and output.suffix.lower() != ".safetensors":
+        raise ConfigError(f"the plan {output} does not end in .safetensors; name it {output.stem}.safetensors")
+    if output is not None or wanted:
+        budget = bud.one_budget(**given)
+    from rich.console import Console
+
+    from ..calibration.cost import Costs
+    from ..calibration.observations import Observations
+    from ..calibration.plans import Choices
+    from ..calibration.summary import calibration_result, front_points, provenance
+    from ..configs.artifact import save_plan
+    from .calibrate import front_table
+
+    seen = Observations.load(observations)
+    costs = Costs.from_dict(seen.costs) if seen.costs else None
+    if not wanted:
+        choices = Choices(seen, costs, by="density")
+        front = front_points(choices)
+        Console().print(front_table(front))
+        if json is not None:
+            write_json(json, {"front": front})
+            typer.echo(f"written: {json}")
+        return
+    choices = Choices(seen, costs, by=budget.by)
+    solution = budget.solve(choices)
+    predicted = choices.predict(solution)
+    times = "" if predicted.total is None else f", {predicted.total:.3g} s of {choices.dense_seconds:.3g} s dense"
+    typer.echo(f"{budget}: density {predicted.density:.3f}{times}, predicted latent error {predicted.error:.3g}")
+    if json is not None:
+        write_json(json, calibration_result(choices, solution))
+        typer.echo(f"written: {json}")
+    if output is not None:
+        command = shlex.join(["vidaccel", *sys.argv[1:]])
+        save_plan(choices.plan(solution, output.stem, provenance(choices, solution, str(budget), command)), output)
+        typer.echo(f"written: {output}")
