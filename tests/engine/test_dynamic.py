@@ -81,7 +81,8 @@ def test_memory_is_kept_by_layer_and_branch_and_forgotten_by_the_next_run(neares
 def test_static_and_dynamic_heads_share_a_layer(nearest: PatternSpec) -> None:
     pipe = CASE.make()
     window = HeadPolicy(PatternSpec.make("sliding_tile", window=[1, 1, 1]), compensation="pooled_tail")
-    session = vidaccel.patch(pipe, plan(HeadPolicy(nearest, compensation="pooled_tail"), window, HeadPolicy()), strict=True)
+    heads = (HeadPolicy(nearest, compensation="pooled_tail"), window, HeadPolicy())
+    session = vidaccel.patch(pipe, plan(*heads), strict=True)
     CASE.run(pipe)
     assert session.report().sparse_calls == session.report().calls
 

@@ -108,8 +108,8 @@ def test_reader_notices_an_object_that_appears_twice() -> None:
 # --- the promise ----------------------------------------------------------------------------------------------------
 
 # Measured with the shipped weights, of all twelve: colour 12, shape 11, motion 11 (what circles is ragged). To save
-# time the test makes the first eight, of which colour 8, shape 7 and motion 7 were read. The floors leave one clip for the
-# rounding of another machine. The bar is all of them: raise the floors with better weights, never lower them.
+# time the test makes the first eight, of which colour 8, shape 7 and motion 7 were read. The floors leave one clip for
+# the rounding of another machine. The bar is all of them: raise the floors with better weights, never lower them.
 TESTED = 8
 REACHED = {"colour": 7, "shape": 6, "motion": 6}
 

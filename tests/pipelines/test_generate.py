@@ -31,6 +31,30 @@ def test_frames_are_those_of_a_plain_call(pipe: Any) -> None:
     assert not np.array_equal(made.frames, other.frames), "the seed must matter"
 
 
+def test_latents_are_what_the_vae_decoded(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    decode = pipe.vae.decode
+
+    def watched(latents: torch.Tensor, **options: Any) -> Any:
+        seen.append(latents.clone())
+        return decode(latents, **options)
+
+    monkeypatch.setattr(pipe.vae, "decode", watched)
+    made = generate(pipe, Request("a red cat", 3, SMALL))
+    assert made.latents is not None and torch.equal(made.latents, seen[0])
+
+
+def test_a_video_decoded_piece_by_piece_has_no_latents(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = pipe.video_processor.postprocess_video
+
+    def twice(video: torch.Tensor, **options: Any) -> Any:
+        pipe.vae.decode(torch.zeros(1, pipe.vae.config.z_dim, 1, 2, 2), return_dict=False)
+        return process(video, **options)
+
+    monkeypatch.setattr(pipe.video_processor, "postprocess_video", twice)
+    assert generate(pipe, Request("a red cat", 3, SMALL)).latents is None
+
+
 def test_settings_reproduce_the_run(pipe: Any) -> None:
     made = generate(pipe, Request("a cat", 7, {**SMALL, "guidance_scale": 2.0}))
     settings = json.loads(json.dumps(made.settings))

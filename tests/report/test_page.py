@@ -61,7 +61,7 @@ def test_it_is_well_formed_and_says_everything(full: str) -> None:
     page = _Parsed(full)
     assert page.open == []
     for said in (
-        "plan sta against dense", "speed-up", "verdict", "control: dense again", "What ran sparse", "32 of 40",
+        "plan sta against dense", "speed-up", "verdict", "control: dense again", "What ran sparse", "64 of 80",
         "a mask the plan cannot hold", "blocks.*.attn2", "tokens are in tile order", "a gpu (80 GiB)",
         "vidaccel compare --prompt 'a red ball'", "2026-01-31 12:00 UTC", "LPIPS is not measured: no weights.",
         "Rank correlation 0.930", "Error against cost", "Eight prompts were watched",
