@@ -98,6 +98,13 @@ def test_prediction_and_run_agree(done: Calibrator) -> None:
         assert 0.3 * predicted.error < change < 3 * predicted.error
 
 
+def test_what_is_known_so_far(done: Calibrator) -> None:
+    rows = done.standing()
+    assert [prompts for _, prompts, _ in rows] == [2, 2]
+    for _, _, errors in rows:
+        assert errors == sorted(errors, reverse=True) and 0 < errors[-1] < 1  # more blocks, no more error
+
+
 def test_all_dense_is_exact(done: Calibrator) -> None:
     choices = Choices(done.seen, None)
     solution = choices.at(1.0)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..configs.plan import Plan
@@ -33,7 +34,10 @@ from .observations import Observations
 from .observe import CandidateWatcher, LevelWatcher, noise_edges
 from .sensitivity import choose_probes, run_probe
 
-__all__ = ["Calibrator", "Effort", "Survey"]
+__all__ = ["STANDING_DENSITIES", "Calibrator", "Effort", "Survey"]
+
+#: Densities for which :meth:`Calibrator.standing` tells the least error.
+STANDING_DENSITIES = (0.1, 0.2, 0.35, 0.5)
 
 #: ``tell(stage, done, total)``: what is being done, and how far it is.
 Tell = Callable[[str, int, int], None]
@@ -154,7 +158,7 @@ class Calibrator:
 
     def perturb(self) -> None:
         """The probes that are not in the file yet."""
-        probes = choose_probes(self.seen, self.effort.probes)
+        probes = choose_probes(self.seen, self._affordable_probes())
         done = {str(probe["key"]) for probe in self.seen.probes}
         request, reference = self.requests[0], self.survey.generation.latents
         if reference is None:
@@ -186,6 +190,25 @@ class Calibrator:
         self.seen.costs = found.to_dict()
         self.seen.save(self.state)
         self.tell("time", 1, 1)
+        return found
+
+    def standing(self) -> list[tuple[str, int, list[float]]]:
+        """What is known so far: noise levels, prompts, and the least relative error at each of `STANDING_DENSITIES`.
+
+        The error is that of one candidate for all heads, in the mean over layers; infinite where none is so sparse.
+        """
+        found = []
+        for bin in reversed(range(self.seen.bins)):
+            cells = [cell for place, cell in self.seen.cells.items() if place.bin == bin]
+            if not cells:
+                continue
+            error = np.mean(
+                [np.sqrt(cell.error.sum(1) / max(float(cell.energy.sum()), 1e-20)) for cell in cells], axis=0
+            )
+            density = np.mean([cell.density.mean(1) for cell in cells], axis=0)
+            low, high = self.seen.bounds(bin)
+            least = [float(np.min(error, where=density <= most, initial=np.inf)) for most in STANDING_DENSITIES]
+            found.append((f"{low:.3f} to {high:.3f}", max(cell.prompts for cell in cells), least))
         return found
 
     def advice(self) -> list[str]:
@@ -265,6 +288,15 @@ class Calibrator:
         """Whether one more of what was done ``done`` times ends within this share of the time."""
         used = time.monotonic() - self._began
         return used * (done + 1) / done <= share * self.effort.max_minutes * 60
+
+    def _affordable_probes(self) -> int:
+        """As many as were asked for, or as the time allows; layers are perturbed in larger groups then."""
+        left = self.effort.max_minutes * 60 - (time.monotonic() - self._began)
+        if left >= self.effort.probes * self.survey.total:
+            return self.effort.probes
+        affordable = max(1, int(left / self.survey.total))
+        self._note(f"the time was enough for about {affordable} of {self.effort.probes} perturbed generations")
+        return affordable
 
     def _note(self, text: str) -> None:
         if text not in self.seen.notes:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..configs.plan import HeadPolicy
+from ..configs.pattern_spec import PatternSpec
 from ..engine.attend import AttentionSite
 from ..errors import VidaccelError
 from ..layout import TokenLayout
-from ..patterns.base import StaticPattern
+from ..patterns.base import Pattern, StaticPattern
 from ..patterns.dynamic import DynamicPattern, Heads, choose_blocks
 from ..patterns.registry import build_pattern
 from ..types import PRECISIONS
@@ -95,7 +95,7 @@ class CandidateWatcher:
         self._metrics = metrics
         self._random = np.random.default_rng(seed)
         self._found: dict[Place, _Sums] = {}
-        self._static: dict[tuple[HeadPolicy, TokenLayout], torch.Tensor | None] = {}
+        self._patterns: dict[PatternSpec, Pattern] = {}
 
     def wants(self, site: AttentionSite) -> bool:
         """Calls of the chosen steps."""
@@ -153,23 +153,20 @@ class CandidateWatcher:
             for number in numbers:
                 policy = self._seen.candidates[number]
                 if policy.pattern not in chosen:  # one choice for all precisions and compensations
-                    chosen[policy.pattern] = self._keep(policy, heads)[:, blocks].expand(heads.q.shape[2], -1, -1)
+                    chosen[policy.pattern] = self._keep(policy.pattern, heads)[:, blocks].expand(
+                        heads.q.shape[2], -1, -1
+                    )
                 keeps.append(chosen[policy.pattern])
             tails = [self._seen.candidates[number].compensation == "pooled_tail" for number in numbers]
             keep = torch.stack(keeps).to(heads.q.device)
             rows.append(Row(PRECISIONS[precision], keep, torch.tensor(tails, device=keep.device)))
         return rows, list(members.values())
 
-    def _keep(self, policy: HeadPolicy, heads: Heads) -> torch.Tensor:
-        """Blocks that a candidate keeps in this call, bool [1 or H, NB, NB]."""
-        key = (policy, heads.layout)
-        if key not in self._static:
-            pattern = build_pattern(policy.pattern)
-            self._static[key] = pattern.blocks(heads.layout)[None] if isinstance(pattern, StaticPattern) else None
-        known = self._static[key]
-        if known is not None:
-            return known
-        pattern = build_pattern(policy.pattern)
+    def _keep(self, spec: PatternSpec, heads: Heads) -> torch.Tensor:
+        """Blocks that a pattern keeps in this call, bool [1 or H, NB, NB]."""
+        pattern = self._patterns.setdefault(spec, build_pattern(spec))
+        if isinstance(pattern, StaticPattern):
+            return pattern.blocks(heads.layout)[None]  # cached by the pattern itself
         assert isinstance(pattern, DynamicPattern)
         return choose_blocks(pattern, heads)[0]
 

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from . import budget as bud
 from . import options as opt
 from .compare import read_prompts
+from .progress import Progress
 
 if TYPE_CHECKING:
     from ..calibration.candidates import CandidateSet
@@ -105,7 +106,7 @@ def calibrate(
     chosen = None if candidates is None else load_candidates(candidates)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload)
     from .. import quality, report
-    from ..calibration.calibrate import Calibrator, Effort
+    from ..calibration.calibrate import STANDING_DENSITIES, Calibrator, Effort
     from ..calibration.closed_loop import check_heads as check
     from ..calibration.closed_loop import for_quality
     from ..calibration.plans import Choices
@@ -128,7 +129,7 @@ def calibrate(
     opened.pipe.set_progress_bar_config(disable=True)
     command = shlex.join(["vidaccel", *sys.argv[1:]])
     effort = Effort(bins=bins, tiles=tiles, probes=probes, max_minutes=max_minutes or float("inf"))
-    with Progress() as progress:
+    with Progress(STANDING_DENSITIES) as progress:
         run = Calibrator(
             opened.pipe, requests, chosen or _default_candidates(opened.pipe), kept, effort=effort, tell=progress.tell
         )
@@ -142,6 +143,7 @@ def calibrate(
                 f"there is nothing to win at this size, at most {ceiling(*times):.2f}x; try more frames or a higher"
                 " resolution, or choose by --density"
             )
+        progress.watch(run.standing)
         run.observe()
         run.perturb()
         choices = Choices(run.seen, costs, by=budget.by)
@@ -197,44 +199,6 @@ def calibrate(
         if path is not None:
             typer.echo(f"written: {path}")
     typer.echo(f"kept: {kept} (vidaccel solve makes other plans of it in seconds)")
-
-
-class Progress:
-    """Bars on stderr: stages, how far they are and how long they will take. Nothing but remarks without a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
-        self._console = Console(stderr=True)
-        self._bars = Bars(
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Progress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def tell(self, stage: str, done: int, total: int) -> None:
-        """Shows how far a stage is."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(self._tasks[stage], completed=done, total=total)
-
-    def say(self, text: str) -> None:
-        """A line above the bars."""
-        self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def _default_candidates(pipe: Any) -> CandidateSet:

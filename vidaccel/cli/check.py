@@ -10,6 +10,7 @@ import typer
 from ..errors import ConfigError
 from . import options as opt
 from .compare import read_prompts
+from .progress import Progress
 
 _SHOWN = 10
 
@@ -56,7 +57,6 @@ def check(
     from ..calibration.drift import measure_drift
     from ..calibration.observations import Observations
     from ..pipelines.generate import Request
-    from .calibrate import Progress
 
     made_from = Observations.load(beside) if beside.exists() else None
     given = {
