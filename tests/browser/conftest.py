@@ -53,7 +53,7 @@ class Visit:
         self.browser.get("about:blank")
         for kind in ("performance", "browser"):
             self.browser.get_log(kind)  # reading empties it
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)

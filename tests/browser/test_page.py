@@ -65,7 +65,8 @@ def test_nothing_is_fetched_and_every_video_plays(visit: Any, page: Path) -> Non
     stopped = "return [...document.querySelectorAll('video')].map((video) => [video.paused, video.currentTime])"
     wait(lambda: all(paused for paused, _ in opened.run(stopped)), "a video goes on after the button said stop")
     times = [when for _, when in opened.run(stopped)]
-    assert times[0] == times[1] == times[2] and times[3] == times[4] == times[5], "they stop at the same frame"
+    for group in (times[:3], times[3:]):  # a frame lasts 62 ms; players round to microseconds, each its own way
+        assert max(group) - min(group) < 1e-3, "the videos of a prompt stop at the same frame"
     assert opened.requests() == [page.as_uri()], "the page alone is read, and nothing else"
     assert opened.console() == []
 

@@ -40,6 +40,16 @@ def test_without_torchvision_the_way_to_get_it_is_said(monkeypatch: pytest.Monke
         lpips(VIDEO, VIDEO)
 
 
+def test_a_broken_torchvision_is_no_crash(torchvision: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One made for another torch raises RuntimeError when it registers its operators."""
+
+    def broken() -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(perceptual, "_weights", broken)
+    assert "nms does not exist" in str(why_no_lpips()) and "fits this torch" in str(why_no_lpips())
+
+
 def test_without_weights_where_to_put_them_is_said(torchvision: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def downloaded() -> None:
         raise AssertionError("the network was built, which downloads its weights")

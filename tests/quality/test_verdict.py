@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,68 +12,62 @@ from tests.report.results import comparison
 from vidaccel.quality import BANDS, bands_of, judge
 
 
-def figures(psnr: float, flicker: float | None) -> dict[str, Any]:
-    """What a control measured."""
-    return {"psnr": psnr, "flicker": flicker}
-
-
-EXACT = figures(math.inf, 0.0)
-FEWER = figures(35.0, 2.0)
-ANOTHER = figures(12.0, 8.0)
-
-
 @pytest.mark.parametrize(
-    ("psnr", "flicker", "word"),
+    ("psnr", "word"),
     [
-        (math.inf, 0.0, "indistinguishable"),
-        (48.2, 0.9, "indistinguishable"),
-        (48.2, 1.5, "close"),
-        (40.0, 0.5, "close"),
-        (35.0, 2.0, "close"),
-        (35.0, 2.1, "visible"),
-        (34.9, 0.0, "visible"),
-        (12.0, 30.0, "visible"),
-        (11.9, 0.0, "different video"),
-        (35.0, None, "close"),
+        (math.inf, "indistinguishable"),
+        (48.2, "indistinguishable"),
+        (48.1, "close"),
+        (26.0, "close"),
+        (25.9, "visible"),
+        (8.0, "visible"),
+        (7.9, "different video"),
     ],
 )
-def test_words_by_the_controls(psnr: float, flicker: float | None, word: str) -> None:
-    bands, missing = bands_of(EXACT, FEWER, ANOTHER)
+def test_words_by_the_controls(psnr: float, word: str) -> None:
+    bands, missing = bands_of(math.inf, 26.0, 8.0)
     assert missing is None and [band.name for band in bands] == list(BANDS)
-    assert judge(figures(psnr, flicker), bands) == word
+    assert judge(psnr, bands) == word
+
+
+def test_a_mild_control_leaves_the_scale_to_the_other() -> None:
+    """One step fewer that changes nothing anybody sees must not make 40 dB a visible change."""
+    bands, _ = bands_of(math.inf, 50.0, 12.0)
+    assert judge(40.0, bands) == judge(32.0, bands) == "close" and judge(31.9, bands) == "visible"
+    assert "tenth" in bands[1].why
+    assert "one denoising step fewer" in bands_of(math.inf, 30.0, 12.0)[0][1].why
 
 
 def test_a_device_that_does_not_repeat_itself_sets_the_floor() -> None:
-    bands, _ = bands_of(figures(40.0, 1.8), FEWER, ANOTHER)
-    assert judge(figures(40.0, 1.8), bands) == "indistinguishable"
-    assert judge(figures(39.9, 1.8), bands) == "close"
+    bands, _ = bands_of(40.0, 35.0, 12.0)
+    assert judge(40.0, bands) == "indistinguishable" and judge(39.9, bands) == "close"
+    assert "again" in bands[0].why
 
 
 def test_without_the_scale_there_is_no_verdict() -> None:
-    bands, missing = bands_of(EXACT, None, ANOTHER)
+    bands, missing = bands_of(math.inf, None, 12.0)
     assert bands == () and "--controls 1" in str(missing)
-    assert judge(figures(30.0, 1.0), bands) is None
+    assert judge(30.0, bands) is None
 
 
 def test_one_prompt_cannot_tell_a_different_video() -> None:
-    bands, missing = bands_of(EXACT, FEWER, None)
+    bands, missing = bands_of(math.inf, 35.0, None)
     assert "single prompt" in str(missing)
-    assert judge(figures(3.0, 90.0), bands) == "visible"
+    assert judge(3.0, bands) == "visible"
 
 
-_PSNR, _FLICKER = st.floats(1, 80), st.floats(0, 100)
-_CONTROL = st.builds(figures, _PSNR, _FLICKER)
+_PSNR = st.floats(1, 80)
 
 
-@given(_CONTROL, _CONTROL, _CONTROL, _PSNR, _FLICKER, st.floats(0, 20), st.floats(0, 20))
+@given(_PSNR, _PSNR, st.none() | _PSNR, _PSNR, st.floats(0, 20))
 def test_worse_figures_never_get_a_better_word(
-    again: Any, fewer: Any, another: Any, psnr: float, flicker: float, less: float, more: float
+    again: float, fewer: float, another: float | None, psnr: float, less: float
 ) -> None:
-    """Whatever the controls are, odd ones included: the words are nested."""
+    """Whatever the controls are, odd ones included: the bands are nested."""
     bands, _ = bands_of(again, fewer, another)
     order = [band.name for band in bands]
-    better, worse = judge(figures(psnr, flicker), bands), judge(figures(psnr - less, flicker + more), bands)
-    assert order.index(str(better)) <= order.index(str(worse))
+    assert order.index(str(judge(psnr, bands))) <= order.index(str(judge(psnr - less, bands)))
+    assert judge(again, bands) == BANDS[0], "a repetition cannot be told from a repetition"
     assert judge(fewer, bands) in BANDS[:2], "one step fewer is at least close"
 
 

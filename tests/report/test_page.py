@@ -130,6 +130,12 @@ def test_sections_come_only_with_their_figures(dropped: tuple[str, ...]) -> None
         assert (heading in found) == (key not in dropped), key
 
 
+def test_totals_stand_beside_each_other(full: str) -> None:
+    """Predicted 0.66, 5 s, .3; measured by the validation pairs (latent error .2) or given."""
+    text = _Parsed(full).text
+    assert "latent error, relative L2 0.66 0.2 seconds 5 5.2 density 0.3 0.3 PSNR, dB - 25.00 ± 12.71" in text
+
+
 def test_a_calibration_alone_is_a_page() -> None:
     """Before any pair is measured, and with nothing known but notes."""
     page = _Parsed(render_page({"plan": "mine", "calibration": calibration(2, 2)}))
@@ -146,6 +152,7 @@ def test_a_calibration_alone_is_a_page() -> None:
         {"heatmaps": {"error": [{"title": "a", "values": [[None, None]]}]}},
         {"heatmaps": {"precision": [{"title": "a", "values": [["bf16"]]}]}},
         {"front": [{"density": 0.1, "seconds": 1.0, "error": 0.0}]},
+        {"front": [{"density": 0.1, "seconds": None, "error": 0.2}], "chosen": {"density": 0.1, "error": 0.2}},
         {"mass": [{"title": "a", "candidates": ["one"], "mean": [0.5], "low": [0.5], "high": [0.5]}]},
         {"rank_correlation": None, "predicted": {"error": 1.0}, "measured": {}},
     ],

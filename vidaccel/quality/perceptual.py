@@ -29,7 +29,10 @@ def why_no_lpips(height: int | None = None, width: int | None = None) -> str | N
     """
     if importlib.util.find_spec("torchvision") is None:
         return "torchvision, which has its network, is not installed; pip install torchvision"
-    path, url = _weights()
+    try:
+        path, url = _weights()
+    except (ImportError, RuntimeError, OSError) as error:  # made for another torch: it fails in its own ways
+        return f"torchvision is installed but cannot be imported ({error}); install the release that fits this torch"
     if not path.is_file():
         return f"AlexNet's weights are not on this machine; download {url} to {path}"
     if height is not None and width is not None and min(height, width) < _MIN_SIDE:

@@ -1,15 +1,15 @@
 """What the figures mean, in four words whose limits come from the comparison's own controls.
 
-No number of decibels is good in itself: it depends on the model, the prompt and the size. So the limits are what this
-very model and machine do to a video without any plan:
+No number of decibels is good in itself: it depends on the model, the prompt and the size. So the limits are set by what
+this very model and machine do to a video without any plan:
 
 * *indistinguishable*: no further from the dense video than a repetition of the dense run, or than rounding to 8 bits.
-* *close*: no further than the same dense run with one denoising step fewer, a change of settings that people accept.
+* *close*: no further than the same dense run with one denoising step fewer, a change of settings that people accept; or
+  a tenth of the error that the video of another prompt has (20 dB), where one step fewer changes almost nothing.
 * *visible*: further than that, but still nearer than the video of another prompt.
 * *different video*: as far as the video of another prompt from the same seed.
 
-Two figures decide, PSNR (how far the frames are) and flicker (whether they move alike); the worse one counts. Whether a
-video is a different one is for PSNR alone.
+PSNR decides alone. Flicker, latents and perceptual distance stand beside it with their own controls.
 """
 
 from __future__ import annotations
@@ -25,79 +25,76 @@ __all__ = ["BANDS", "Band", "bands_of", "judge", "verdicts"]
 BANDS = ("indistinguishable", "close", "visible", "different video")
 
 #: A root mean square error of one grey level, 20 log10(255) dB: what rounding to 8 bits may do.
-_ROUNDING_PSNR = 20 * math.log10(255)
-_ROUNDING_FLICKER = 1.0  # grey levels
+_ROUNDING = 20 * math.log10(255)
+_TENTH = 20.0  # dB between an error and a tenth of it
 
 
 @dataclass(frozen=True)
 class Band:
-    """One word and the limits within which it holds.
+    """One word and the limit down to which it holds.
 
     Args:
         name: one of `BANDS`.
         psnr: least PSNR in dB; ``None`` = any.
-        flicker: greatest flicker in grey levels; ``None`` = any.
-        why: where the limits come from, one sentence.
+        why: where the limit comes from, one sentence.
     """
 
     name: str
     psnr: float | None
-    flicker: float | None
     why: str
 
-    def holds(self, psnr: float, flicker: float | None) -> bool:
-        """Whether both figures are within the limits; an unknown flicker is no obstacle."""
-        still = self.flicker is None or flicker is None or flicker <= self.flicker
-        return (self.psnr is None or psnr >= self.psnr) and still
+    def holds(self, psnr: float) -> bool:
+        """Whether this PSNR is within the limit."""
+        return self.psnr is None or psnr >= self.psnr
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
 
-def bands_of(
-    again: Mapping[str, Any] | None, fewer: Mapping[str, Any] | None, another: Mapping[str, Any] | None
-) -> tuple[tuple[Band, ...], str | None]:
-    """The bands of a comparison, best first, and why there are none or which is missing (``None`` if all are there).
+def bands_of(again: float | None, fewer: float | None, another: float | None) -> tuple[tuple[Band, ...], str | None]:
+    """The bands of a comparison, best first, and why there are none or what they lack (``None`` = nothing).
 
     Args:
-        again, fewer, another: figures (``psnr``, ``flicker``) of the control runs: dense again, one step fewer, and the
-            dense video of another prompt; means over prompts, infinite where all are identical. ``None`` = not run.
+        again, fewer, another: PSNR of the controls in dB: dense again, one step fewer, and the dense video of another
+            prompt; means over prompts, infinite where all are identical. ``None`` = not measured.
     """
     if fewer is None:
         return (), "no dense run with one step fewer was made, so there is no scale; use --controls 1 or more"
-    least, most = _ROUNDING_PSNR, _ROUNDING_FLICKER
-    why = "An error of one grey level, which rounding to 8 bits may cause."
-    if again is not None and again["psnr"] < least:
-        # a device that does not repeat itself bit by bit: nobody can tell a plan from a repetition
-        least, most = again["psnr"], max(most, again["flicker"] or 0.0)
-        why = "No further than the same dense run again, on this device."
-    found = [Band(BANDS[0], least, most, why)]
-    least, most = min(least, fewer["psnr"]), max(most, fewer["flicker"] or 0.0)
-    found.append(Band(BANDS[1], least, most, "No further than the dense run with one denoising step fewer."))
+    # a device that does not repeat itself bit by bit: nobody can tell a plan from a repetition
+    restless = again is not None and again < _ROUNDING
+    least = again if again is not None and restless else _ROUNDING
+    repeated = "No further than the same dense run again, on this device."
+    found = [Band(BANDS[0], least, repeated if restless else "An error of one grey level, as by rounding to 8 bits.")]
+    tenth = math.inf if another is None else another + _TENTH
+    why = "No further than the dense run with one denoising step fewer."
+    if tenth < min(fewer, least):
+        why = "A tenth of the error of another prompt's video; one denoising step fewer changes even less."
+    elif least <= fewer:
+        why = "As above: one denoising step fewer changes less than that."
+    least = min(least, fewer, tenth)
+    found.append(Band(BANDS[1], least, why))
     if another is None:
-        found.append(Band(BANDS[2], None, None, "Further than the dense run with one denoising step fewer."))
+        found.append(Band(BANDS[2], None, "Further than close."))
         return tuple(
             found
         ), "with a single prompt there is no other video to tell a visible change from a different one"
-    # no limit for flicker here: a restless video of the right thing is not a different one
-    least = min(least, another["psnr"])
     found.append(
-        Band(BANDS[2], least, None, "Further than one step fewer, but nearer than the dense video of another prompt.")
+        Band(BANDS[2], min(least, another), "Further than close, but nearer than another prompt's dense video.")
     )
-    found.append(Band(BANDS[3], None, None, "As far as the dense video of another prompt from the same seed."))
+    found.append(Band(BANDS[3], None, "As far as the dense video of another prompt from the same seed."))
     return tuple(found), None
 
 
-def judge(figures: Mapping[str, Any], bands: Sequence[Band]) -> str | None:
-    """The first band that the figures are within, or ``None`` without bands.
+def judge(psnr: float | None, bands: Sequence[Band]) -> str | None:
+    """The first band that holds, or ``None`` without bands or without a figure.
 
     Args:
-        figures: ``psnr`` in dB (infinite = identical) and ``flicker`` in grey levels or ``None``.
+        psnr: in dB; infinite = identical.
     """
-    if figures.get("psnr") is None:
+    if psnr is None:
         return None
-    return next((band.name for band in bands if band.holds(figures["psnr"], figures.get("flicker"))), None)
+    return next((band.name for band in bands if band.holds(psnr)), None)
 
 
 def verdicts(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -108,11 +105,11 @@ def verdicts(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name
         rows: figures of each prompt.
         names: of the three controls: dense again, one step fewer, another prompt.
     """
-    controls = [_means(summary["controls"].get(name)) for name in names]
-    bands, missing = bands_of(*controls)
-    words = [judge(row, bands) for row in rows]
+    again, fewer, another = (_mean(summary["controls"].get(name)) for name in names)
+    bands, missing = bands_of(again, fewer, another)
+    words = [judge(row["psnr"], bands) for row in rows]
     return {
-        "overall": judge(_means(summary) or {}, bands),
+        "overall": judge(_mean(summary), bands),
         "prompts": words,
         "counts": {band.name: words.count(band.name) for band in bands},
         "bands": [band.to_dict() for band in bands],
@@ -120,11 +117,11 @@ def verdicts(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name
     }
 
 
-def _means(figures: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """PSNR and flicker of a summary as numbers; ``None`` where there are none."""
+def _mean(figures: Mapping[str, Any] | None) -> float | None:
+    """PSNR of a summary: infinite where all videos are identical, ``None`` where there are none."""
     if figures is None:
         return None
-    psnr = figures["psnr"]["mean"]
-    if psnr is None and figures["psnr"]["infinite"]:
-        psnr = math.inf
-    return None if psnr is None else {"psnr": psnr, "flicker": figures.get("flicker", {}).get("mean")}
+    psnr = figures["psnr"]
+    if psnr["mean"] is None:
+        return math.inf if psnr["infinite"] else None
+    return float(psnr["mean"])

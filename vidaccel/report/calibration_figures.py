@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .figures import finite
-from .svg import ACCENT, FAINT, INK, SECOND, SERIES, Drawing, Drawings
+from .svg import ACCENT, FAINT, SECOND, SERIES, Drawing, Drawings
 
 __all__ = ["draw_front", "draw_heatmaps", "draw_mass", "draw_prediction", "draw_words"]
 
@@ -56,38 +56,39 @@ def draw_prediction(drawings: Drawings, points: Sequence[Mapping[str, Any]], cor
     )
 
 
-def draw_front(drawings: Drawings, front: Sequence[Mapping[str, float]], chosen: Mapping[str, float] | None) -> Drawing:
+def draw_front(
+    drawings: Drawings, front: Sequence[Mapping[str, float | None]], chosen: Mapping[str, float | None] | None
+) -> Drawing:
     """Least error over cost, as far as the observations allow, and the plan that was chosen.
 
     Args:
-        front: ``density``, ``seconds`` and ``error`` of each point, in any order.
+        front: ``density``, ``seconds`` and ``error`` of each point, in any order; seconds that are not known for all
+            points are left out.
         chosen: the same of the plan; ``None`` = none yet.
     """
-    points = sorted(front, key=lambda point: point["seconds"])
+    costs = [cost for cost in ("seconds", "density") if all(point.get(cost) is not None for point in front)]
 
     def paint(canvas: Figure) -> None:
-        both = canvas.subplots(1, 2, sharey=True)
-        for axes, cost in zip(both, ("seconds", "density"), strict=True):
-            by_cost = sorted(points, key=lambda point: point[cost])
-            where, error = [point[cost] for point in by_cost], [point["error"] for point in by_cost]
-            axes.plot(where, error, color=ACCENT, marker="o", markersize=3, linewidth=1.2)
-            if chosen is not None:
-                axes.scatter(
-                    [chosen[cost]], [chosen["error"]], s=90, marker="D", facecolor="none", edgecolor=SECOND,
-                    linewidth=1.8, zorder=3,
-                )  # fmt: skip
+        axes_of = canvas.subplots(1, max(len(costs), 1), squeeze=False, sharey=True)[0]
+        for axes, cost in zip(axes_of, costs, strict=False):
+            points = sorted((_value(point, cost), _value(point, "error")) for point in front)
+            where, error = [place for place, _ in points], [error for _, error in points]
+            axes.plot(where, error, color=ACCENT, marker="o", markersize=2.5, linewidth=1.2)
+            if chosen is not None and chosen.get(cost) is not None:
+                mark = {"marker": "D", "facecolor": "none", "edgecolor": SECOND, "linewidth": 1.8, "zorder": 3}
+                axes.scatter([_value(chosen, cost)], [_value(chosen, "error")], s=90, **mark)
             axes.set_xlabel(cost)
-        both[0].set_ylabel("predicted error")
+        axes_of[0].set_ylabel("predicted error")
 
-    mark = "" if chosen is None else (
-        f" Chosen: {chosen['seconds']:.3g} s, density {chosen['density']:.3f}, error {chosen['error']:.3g}."
-    )  # fmt: skip
+    said = ""
+    if chosen is not None:
+        parts = [f"{cost} {_value(chosen, cost):.3g}" for cost in (*costs, "error") if chosen.get(cost) is not None]
+        said = f" Chosen: {', '.join(parts)}; the diamond marks it."
     return drawings.draw(
         paint,
-        (5.4, 2.8),
-        alt=f"Pareto front of {len(points)} plans, predicted error over seconds and over density.{mark}",
-        caption=f"No plan from these observations has less error at the same cost.{mark}"
-        + ("" if chosen is None else " The diamond marks it."),
+        (5.4, 2.8) if len(costs) > 1 else (3.6, 2.8),
+        alt=f"Pareto front of {len(front)} plans, predicted error over {' and over '.join(costs) or 'cost'}.{said}",
+        caption=f"No plan from these observations has less error at the same cost.{said}",
     )
 
 
@@ -104,7 +105,8 @@ def draw_heatmaps(drawings: Drawings, kind: str, panels: Sequence[Mapping[str, A
     images: list[Any] = []
 
     def fill(axes: Axes, place: int) -> None:
-        images.append(axes.imshow(tables[place], norm=scale, cmap="viridis", **_PIXELS))
+        shown = tables[place] if limits is not None else np.where(tables[place] > 0, tables[place], np.nan)
+        images.append(axes.imshow(shown, norm=scale, cmap="viridis", **_PIXELS))
 
     def finish(canvas: Figure, grid: list[Axes]) -> None:
         canvas.colorbar(images[0], ax=grid, label=label)
@@ -114,7 +116,8 @@ def draw_heatmaps(drawings: Drawings, kind: str, panels: Sequence[Mapping[str, A
         lambda canvas: _panels(canvas, panels, fill, finish),
         _size(tables),
         alt=f"Heat-maps of {label}, layers by heads. {'; '.join(means)}.",
-        caption=f"{label.capitalize()}, by noise level, layer and head.",
+        caption=f"{label.capitalize()}, by noise level, layer and head."
+        + (" Blank: no error, the head runs dense." if limits is None else ""),
     )
 
 
@@ -146,40 +149,59 @@ def draw_words(drawings: Drawings, panels: Sequence[Mapping[str, Any]]) -> Drawi
 
 
 def draw_mass(drawings: Drawings, bins: Sequence[Mapping[str, Any]]) -> Drawing:
-    """Attention mass that each candidate keeps: mean over layers and heads, and the range low to high.
+    """Attention mass that each candidate keeps, one column a range of noise levels.
 
     Args:
-        bins: ``title``, ``candidates``, ``mean``, ``low`` and ``high`` of each range of noise levels.
+        bins: ``title``, ``candidates``, ``mean``, ``low`` and ``high`` of each; the ends hold most layers and heads.
     """
-    most = max((len(part["candidates"]) for part in bins), default=1)
+    names = list(dict.fromkeys(name for part in bins for name in part["candidates"]))
+    best = {name: max(_of(part, "mean", name) or 0.0 for part in bins) for name in names}
+    shown = sorted(names, key=lambda name: -best[name])[:_MOST_CANDIDATES]
 
     def paint(canvas: Figure) -> None:
-        grid = canvas.subplots(len(bins), 1, squeeze=False, sharex=True)
-        for axes, part in zip(grid.flat, bins, strict=True):
-            places = range(len(part["candidates"]))
-            axes.hlines(places, part["low"], part["high"], color=FAINT, linewidth=3)
-            axes.scatter(part["mean"], places, s=22, color=ACCENT, zorder=3)
-            axes.set_yticks(places, [])
-            for place, name in zip(places, part["candidates"], strict=True):
-                axes.annotate(
-                    name, (0, place), xytext=(-6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                    ha="right", va="center", fontsize=8, color=INK, parse_math=False,
-                )  # fmt: skip
-            axes.set_ylim(len(part["candidates"]) - 0.5, -0.5)
-            axes.set_xlim(0, 1.02)
-            axes.set_title(part["title"], loc="left", parse_math=False)
-        grid.flat[-1].set_xlabel("attention mass kept")
+        grid = canvas.subplots(1, len(bins), squeeze=False, sharey=True)[0]
+        for axes, part in zip(grid, bins, strict=True):
+            rows = [(place, name) for place, name in enumerate(shown) if name in part["candidates"]]
+            places = [place for place, _ in rows]
+            ends = [[_of(part, end, name) or 0.0 for _, name in rows] for end in ("low", "high")]
+            axes.hlines(places, *ends, color=FAINT, linewidth=2)
+            axes.scatter([_of(part, "mean", name) or 0.0 for _, name in rows], places, s=14, color=ACCENT, zorder=3)
+            axes.set_xlim(0, 1.03)
+            axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
+            axes.set_title(part["title"].removeprefix("noise "), fontsize=7.5, parse_math=False)
+        grid[0].set_yticks(range(len(shown)), [_short(name) for name in shown], fontsize=7, parse_math=False)
+        grid[0].set_ylim(len(shown) - 0.5, -0.5)
+        canvas.supxlabel("attention mass kept, by noise level", fontsize=8)
 
-    def best(part: Mapping[str, Any]) -> str:
-        place = int(np.argmax(part["mean"]))
-        return f"{part['title']}: most by {part['candidates'][place]}, {part['mean'][place]:.3f}"
-
+    most = [
+        f"{part['title']}: {part['candidates'][int(np.argmax(part['mean']))]} {max(part['mean']):.3f}" for part in bins
+    ]
+    few = "" if len(shown) == len(names) else f" The {len(shown)} of {len(names)} that keep most."
     return drawings.draw(
         paint,
-        (5.4, (0.6 + 0.19 * most) * max(len(bins), 1) + 0.3),
-        alt=f"Attention mass kept. {'; '.join(best(part) for part in bins)}.",
-        caption="Share of the attention mass that each candidate keeps: mean (dot) and range over layers and heads.",
+        (5.4, 0.9 + 0.17 * len(shown)),
+        alt=f"Attention mass kept by each candidate; the most is {'; '.join(most)}.",
+        caption=f"Mean (dot) and range over layers and heads of the attention mass that each candidate keeps.{few}",
     )
+
+
+_MOST_CANDIDATES = 40
+_LONGEST_NAME = 38
+
+
+def _of(part: Mapping[str, Any], figure: str, name: str) -> float | None:
+    candidates = part["candidates"]
+    return part[figure][candidates.index(name)] if name in candidates else None
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def _value(point: Mapping[str, float | None], name: str) -> float:
+    value = point[name]
+    assert value is not None, "points without this figure are left out before"
+    return value
 
 
 _PIXELS: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
@@ -216,12 +238,12 @@ def _mean(table: Any) -> str:
 
 
 def _scale(tables: Sequence[Any]) -> Normalize:
-    """One scale for all panels: logarithmic, since errors span decades, or linear where some are zero."""
-    known = np.concatenate([table[np.isfinite(table)] for table in tables])
+    """One scale for all panels, logarithmic, since errors span decades; zeros (dense heads) stay blank."""
+    known = np.concatenate([table[np.isfinite(table) & (table > 0)] for table in tables])
     if not known.size:
         return Normalize(0.0, 1.0)
     low, high = float(known.min()), float(known.max())
-    return LogNorm(low, high) if 0 < low < high else Normalize(0.0, high or 1.0)
+    return LogNorm(low, high) if low < high else Normalize(0.0, high)
 
 
 def _share(tables: Sequence[Any], place: int) -> float:

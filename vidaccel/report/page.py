@@ -81,7 +81,7 @@ def render_page(result: Mapping[str, Any], clips: Sequence[Clip] = ()) -> str:
         fold=len(result["coverage"]["layers"]) > _MANY_LAYERS if result.get("coverage") else False,
         calibration=calibration,
         calibrated=_calibrated(drawings, calibration) if calibration else [],
-        totals=_totals(calibration) if calibration else [],
+        totals=_totals(calibration, result.get("summary") or {}) if calibration else [],
         environment=_environment(result),
     )
 
@@ -142,11 +142,12 @@ def _calibrated(drawings: Drawings, calibration: Mapping[str, Any]) -> list[tupl
     return found
 
 
-def _totals(calibration: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _totals(calibration: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(figure, predicted, measured) as texts; what neither knows is left out."""
     predicted, measured = calibration.get("predicted") or {}, calibration.get("measured") or {}
+    error = measured.get("error", (summary.get("latent_error") or {}).get("mean"))
     rows = [
-        ("summed error", predicted.get("error"), None),
+        ("latent error, relative L2", predicted.get("error"), error),
         ("seconds", predicted.get("seconds"), measured.get("seconds")),
         ("density", predicted.get("density"), measured.get("density")),
     ]
