@@ -56,7 +56,7 @@ class Effort:
     """
 
     bins: int = 5
-    steps: int = 2
+    steps: int = 1
     tiles: int = 12
     probes: int = 30
     max_minutes: float = math.inf
