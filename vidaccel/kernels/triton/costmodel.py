@@ -12,7 +12,8 @@ Limits. Units are taken to overlap perfectly and latencies to be hidden, so :att
 bound of what this machine code can reach; :attr:`Prediction.without_overlap` is what it takes if no two units ever
 work at once. Boost clocks are assumed, which large products do not sustain (an H200 that was measured reached 770 to
 800 of its 989 bf16 TFLOP/s). Keys and values are taken to be read once; a cache that is too small reads them again.
-Making 8-bit copies and block means is not included. In-kernel skipping is not modelled.
+Making 8-bit copies and block means is not included. In-kernel skipping, Q smoothing and the Hopper kernel in Gluon are
+not modelled.
 """
 
 from __future__ import annotations
