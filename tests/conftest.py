@@ -41,7 +41,7 @@ def _attention_backend() -> Iterator[None]:
     dispatch = sys.modules.get("diffusers.models.attention_dispatch")
     if dispatch is not None:
         registry = dispatch._AttentionBackendRegistry
-        registry.set_active_backend(dispatch.AttentionBackendName(dispatch.DIFFUSERS_ATTN_BACKEND))
+        registry._active_backend = dispatch.AttentionBackendName(dispatch.DIFFUSERS_ATTN_BACKEND)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

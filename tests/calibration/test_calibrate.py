@@ -12,7 +12,7 @@ import torch
 
 import vidaccel
 from tests.tiny_wan import tiny_wan
-from vidaccel.calibration.calibrate import Calibrator, Effort
+from vidaccel.calibration.calibrate import Calibrator, Effort, _request_key, _spread
 from vidaccel.calibration.candidates import CandidateSet
 from vidaccel.calibration.closed_loop import check_heads, for_quality, rank_correlation
 from vidaccel.calibration.cost import Costs
@@ -125,7 +125,7 @@ def test_budgets(done: Calibrator) -> None:
     assert errors == sorted(errors) and errors[0] == 0
     bound = errors[2]
     assert choices.predict(choices.for_error(bound)).error <= bound * (1 + 1e-6)
-    with pytest.raises(ConfigError, match="the cheapest choice costs"):
+    with pytest.raises(ConfigError, match="no plan takes 0.02 s: the fastest takes"):
         choices.for_speedup(100.0)
     assert choices.dense_seconds == 2.0 and choices.other_seconds == pytest.approx(2.0 - 0.16)
 
@@ -160,6 +160,44 @@ def test_rank_correlation() -> None:
     assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert rank_correlation([1, 2, 2, 3], [1, 3, 3, 9]) == pytest.approx(1)  # ties share a rank
     assert np.isnan(rank_correlation([1, 2], [1, 2])) and np.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+def test_both_transformers_have_their_own_steps(tmp_path: Path) -> None:
+    run = calibrator(tmp_path / "o.safetensors", tiny_wan(dual=True))
+    run.observe()
+    run.perturb()
+    owners = {(bin, transformer) for bin, transformer, _ in run.seen.places()}
+    assert {transformer for _, transformer in owners} == {"transformer", "transformer_2"}
+    assert len(owners) == run.seen.bins and sum(run.seen.steps) == 4  # no bin is shared
+    choices = Choices(run.seen, None)
+    plan = choices.plan(choices.at(0.5), "plan", {})
+    session = vidaccel.patch(run.pipe, plan, strict=True)
+    generate(run.pipe, REQUESTS[0])
+    assert session.report().density == pytest.approx(choices.predict(choices.at(0.5)).density, abs=0.03)
+
+
+def test_other_weights_are_another_run(done: Calibrator) -> None:
+    other = tiny_wan()
+    with torch.no_grad():
+        other.transformer.blocks[0].attn1.to_q.weight.mul_(1.3)
+    with pytest.raises(ConfigError, match="a run with other weights or generation settings"):
+        calibrator(done.state, other)
+
+
+def test_pictures_have_fingerprints_of_their_content() -> None:
+    from PIL import Image
+
+    keys = {
+        _request_key(Request("a", 0, {"image": Image.new("RGB", (4, 4), colour)})) for colour in ("red", "red", "blue")
+    }
+    assert len(keys) == 2
+
+
+def test_steps_rotate_through_a_bin() -> None:
+    for size in range(1, 11):
+        for count in (1, 2, 3):
+            met = {step for prompt in range(size) for step in _spread([range(size)], count, prompt)}
+            assert met == set(range(size))
 
 
 class Killed(BaseException):
@@ -246,6 +284,10 @@ def test_drift(done: Calibrator) -> None:
 
 
 def test_noise_edges() -> None:
-    assert noise_edges([1.0, 0.8, 0.6, 0.2], 2) == (0.0, 0.7, 1.0)
-    assert noise_edges([1.0], 5) == (0.0, 1.0)
-    assert len(noise_edges([i / 20 for i in range(1, 21)], 5)) == 6
+    levels = dict(enumerate([1.0, 0.8, 0.6, 0.2]))
+    one = dict.fromkeys(levels, "transformer")
+    assert noise_edges(levels, one, 2) == (0.0, 0.7, 1.0)
+    assert noise_edges({0: 1.0}, {0: "transformer"}, 5) == (0.0, 1.0)
+    assert len(noise_edges({i: i / 20 for i in range(1, 21)}, {}, 5)) == 6
+    # the second transformer takes over within a bin, which ends there
+    assert noise_edges(levels, {**one, 3: "transformer_2"}, 1) == (0.0, 0.4, 1.0)

@@ -77,6 +77,15 @@ def test_from_prompts_to_plan_page_and_other_plans(
     assert found["then"] is not None and found["now"] > 0 and found["heads"]
 
 
+def test_a_speed_that_no_plan_can_reach_is_refused_before_observing(
+    vidaccel: Run, common: tuple[Any, ...], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("vidaccel.calibration.calibrate.cost_cache", lambda: tmp_path / "costs")
+    plan = tmp_path / "p.safetensors"
+    result = vidaccel("calibrate", *common, "-o", plan, "--prompt", "a", "--speedup", 50, code=2)
+    assert "asks for more than can be won at this size" in result.stderr and not plan.exists()
+
+
 def test_what_is_refused(refused: Callable[..., str], common: tuple[Any, ...], tmp_path: Path) -> None:
     out = ("-o", tmp_path / "p.safetensors", "--prompt", "a")
     assert "no budget is given; give one of --speedup, --seconds" in refused("calibrate", *common, *out)
@@ -91,5 +100,8 @@ def test_what_is_refused(refused: Callable[..., str], common: tuple[Any, ...], t
     assert "truncated" in refused("solve", damaged, "--density", 0.5)
     told = refused("calibrate", *common, *out, "--density", 0.5, "--state", damaged)
     assert "truncated" in told and damaged.read_bytes() == b"nothing"
+    same = refused("solve", damaged, "--density", 0.5, "-o", damaged)
+    assert "is named for two files" in same and damaged.read_bytes() == b"nothing"
+    assert "--validate is 0" in refused("calibrate", *common, *out, "--psnr", 30, "--validate", 0)
     assert not (tmp_path / "p.safetensors").exists()
     assert "is dense everywhere" in refused("check", "dense", *common[:7], "--prompt", "a")

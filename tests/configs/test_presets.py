@@ -23,8 +23,12 @@ from vidaccel.layout import TokenLayout
 from vidaccel.patterns import build_pattern
 from vidaccel.types import TileShape, VideoGrid
 
-PRESETS = ["dense", "neighborhood", "radial", "sta", "svg-static"]
-SPARSE = PRESETS[1:]
+SPARSE = ["neighborhood", "radial", "sta", "svg-static"]  # fixed by the token grid
+DYNAMIC = [
+    "draft", "haste", "hip", "minference", "nabla", "rectified", "sale", "sparge", "svg", "svg-ear", "vsa-free",
+    "xattention",
+]  # fmt: skip
+PRESETS = sorted(["dense", *SPARSE, *DYNAMIC])
 
 GRIDS = {
     "small model": VideoGrid(16, 12, 12),
@@ -125,7 +129,7 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             resolve_plan(wrong)
     with pytest.raises(ConfigError, match="plan is a int; give a Plan"):
         resolve_plan(3)
-    with pytest.raises(ConfigError, match="no preset 'stta'; valid are dense, neighborhood, radial, sta, svg-static"):
+    with pytest.raises(ConfigError, match=f"no preset 'stta'; valid are {', '.join(PRESETS)}"):
         load_preset("stta")
 
 

@@ -48,7 +48,10 @@ def test_step_sources_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("name", "branch"),
-    [("cond", "cond"), ("uncond", "uncond"), ("pred_cond", "cond"), ("pred_uncond", "uncond"), ("x", None)],
+    [
+        *(("cond", "cond"), ("uncond", "uncond"), ("pred_cond", "cond"), ("pred_uncond", "uncond"), ("x", None)),
+        *(("cond_uncond", None), ("uncond_stg", None), ("uncond_modality", None)),  # a batch of both, and other passes
+    ],
 )
 def test_branch_from_the_cache_context(name: str, branch: str | None) -> None:
     assert clock().tick(torch.tensor([900]), context=name, separate_guidance=True).branch == branch

@@ -24,13 +24,15 @@ from vidaccel.patterns import (
     register,
 )
 from vidaccel.patterns.base import Pattern
+from vidaccel.patterns.registry import pattern_class
 from vidaccel.types import TileShape, VideoGrid
 
 SMALL = TokenLayout.of(VideoGrid(4, 6, 10), TileShape(2, 2, 2))
 
 
 def test_names() -> None:
-    assert pattern_names() == [
+    static = [name for name in pattern_names() if not pattern_class(PatternSpec(name)).dynamic]
+    assert static == [
         "dense",
         "first_frame_sink",
         "neighborhood",
@@ -39,6 +41,23 @@ def test_names() -> None:
         "spatial_band",
         "temporal_band",
         "union",
+    ]
+    assert sorted(set(pattern_names()) - set(static)) == [
+        "anchor",
+        "draft",
+        "error_routing",
+        "hash_buckets",
+        "hierarchical",
+        "minference",
+        "pooled_top_k",
+        "pooled_top_p",
+        "rectified",
+        "reuse",
+        "sale",
+        "sparge",
+        "stochastic_top_k",
+        "svg",
+        "xattention",
     ]
 
 
@@ -181,7 +200,7 @@ def test_unions_are_counted_with_the_unions_inside() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("sta", {}, "no pattern is called 'sta'; valid are dense, first_frame_sink, neighborhood,"),
+        ("sta", {}, "no pattern is called 'sta'; valid are anchor, dense, draft, error_routing,"),
         ("dense", {"window": 1}, "'dense' has no parameter window; its parameters are none"),
         ("radial", {"width": 1, "decay": 1}, "no parameter width; its parameters are min_coverage, decay, near,"),
         ("sliding_tile", {}, "'sliding_tile' needs window; its parameters are window"),

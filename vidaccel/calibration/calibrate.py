@@ -18,17 +18,16 @@ import numpy as np
 import torch
 
 from ..configs.plan import Plan
-from ..device import device_info
 from ..engine.attend import Observer
 from ..engine.session import Session
 from ..errors import ConfigError
 from ..layout import TokenLayout
 from ..patchers.fingerprint import fingerprint_of
-from ..pipelines.generate import Generation, Request, generate
+from ..pipelines.generate import Generation, Request, accepted_arguments, generate
 from ..pipelines.patch import find_transformers, patch
 from ..version import __version__
 from .candidates import CandidateSet, usable
-from .cost import Costs, measure_costs
+from .cost import Costs, device_name, measure_costs
 from .cost_store import cost_cache
 from .observations import Observations
 from .observe import CandidateWatcher, LevelWatcher, noise_edges
@@ -51,8 +50,8 @@ class Effort:
         bins: noise bins, fewer if there are fewer steps.
         steps: denoising steps to look at in each bin and prompt.
         tiles: query tiles to sample in each call.
-        probes: most perturbed generations.
-        max_minutes: no prompt, probe or timing round begins that would end later; what is there by then is used.
+        probes: most perturbed generations; at least one for each noise bin and transformer is made.
+        max_minutes: observing ends after half of it, and layers are perturbed in groups so that the rest is enough.
     """
 
     bins: int = 5
@@ -67,7 +66,7 @@ class Survey:
     """One dense generation, looked at from outside.
 
     Args:
-        levels: noise level by step.
+        levels, owners: noise level and transformer by step.
         layout: order and blocks of the tokens of a layer.
         batch, heads, head_dim: of q.
         dtype: of q.
@@ -76,6 +75,7 @@ class Survey:
     """
 
     levels: dict[int, float]
+    owners: dict[int, str]
     layout: TokenLayout
     batch: int
     heads: int
@@ -97,6 +97,7 @@ class Calibrator:
         effort: how much to look at.
         tell: is told about the progress.
         edges: bounds of the noise bins, or ``None`` to divide the steps evenly.
+        distinct: leave out candidates that come out as the same blocks as another.
 
     Raises:
         ConfigError: if there is no request, or the file is of another run.
@@ -113,6 +114,7 @@ class Calibrator:
         effort: Effort | None = None,
         tell: Tell = lambda stage, done, total: None,
         edges: tuple[float, ...] | None = None,
+        distinct: bool = True,
     ) -> None:
         if not requests:
             raise ConfigError("there is no prompt to calibrate on; give at least one")
@@ -123,10 +125,10 @@ class Calibrator:
         self.tell("survey", 0, 1)
         self.survey = self._survey(candidates)
         self.tell("survey", 1, 1)
-        self.seen, self.dropped = self._start(candidates, edges)
+        self.seen, self.dropped = self._start(candidates, edges, distinct)
         if stored is not None:
             stored.check_same(self.seen, self.state)
-            stored.times = self.seen.times  # those of this machine as it is now
+            stored.times, stored.notes = self.seen.times, []  # of this machine, and of this run
             self.seen = stored
         self._metrics = _projections(pipe)
 
@@ -134,13 +136,13 @@ class Calibrator:
 
     def observe(self) -> None:
         """Dense generations of all prompts that are not in the file yet, with every candidate scored on the way."""
-        steps = self._steps_by_bin()
+        steps, before = self._steps_by_bin(), len(self.seen.done)
         for number, request in enumerate(self.requests):
             self.tell("observe", number, len(self.requests))
             key = _request_key(request)
             if key in self.seen.done:
                 continue
-            if self.seen.done and not self._time_for(0.5, len(self.seen.done)):
+            if self.seen.done and not self._time_for(0.5, len(self.seen.done) - before):
                 self._note(f"the time was up after {len(self.seen.done)} of {len(self.requests)} prompts")
                 break
             wanted = _spread(steps, self.effort.steps, number)
@@ -221,7 +223,8 @@ class Calibrator:
         for cell in self.seen.cells.values():
             mean = float(cell.error[1:].sum())
             if mean > 0:
-                ratios.append(float((cell.standard_error()[1:] ** 2).sum() ** 0.5) / mean)
+                # candidates and heads of one prompt err together, so their uncertainties add up
+                ratios.append(float(cell.standard_error()[1:].sum()) / mean)
         worst = max(ratios, default=0.0)
         if worst > 0.25:
             found.append(f"the observed errors of one layer are uncertain by {worst:.0%}; more prompts would help")
@@ -231,10 +234,10 @@ class Calibrator:
 
     def _survey(self, candidates: CandidateSet) -> Survey:
         request = self.requests[0]
-        generate(self.pipe, _short(request))  # first-time work is not what a generation costs
+        generate(self.pipe, _short(self.pipe, request))  # first-time work is not what a generation costs
         watcher = LevelWatcher()
         with _watching(self.pipe, watcher, candidates.tile):
-            generate(self.pipe, _short(request))
+            generate(self.pipe, _short(self.pipe, request))
         session = patch(self.pipe, Plan.dense())
         try:
             session.observer = levels = LevelWatcher(layout=watcher.layout)
@@ -249,19 +252,26 @@ class Calibrator:
         assert watcher.dtype is not None
         seconds = generation.seconds["total"]
         return Survey(
-            levels.levels, watcher.layout, batch, heads, head_dim, watcher.dtype, seconds, report.attention_seconds,
-            generation,
+            levels.levels, levels.owners, watcher.layout, batch, heads, head_dim, watcher.dtype, seconds,
+            report.attention_seconds, generation,
         )  # fmt: skip
 
-    def _start(self, candidates: CandidateSet, edges: tuple[float, ...] | None) -> tuple[Observations, dict[str, str]]:
+    def _start(
+        self, candidates: CandidateSet, edges: tuple[float, ...] | None, distinct: bool
+    ) -> tuple[Observations, dict[str, str]]:
         survey = self.survey
         policies, dropped = usable(
-            candidates, survey.layout, device=survey.layout.device, dtype=survey.dtype, head_dim=survey.head_dim
+            candidates,
+            survey.layout,
+            device=survey.layout.device,
+            dtype=survey.dtype,
+            head_dim=survey.head_dim,
+            distinct=distinct,
         )
         _, model, family = find_transformers(self.pipe)[0]
-        edges = edges or noise_edges(list(survey.levels.values()), self.effort.bins)
+        edges = edges or noise_edges(survey.levels, survey.owners, self.effort.bins)
         settings = {key: value for key, value in survey.generation.settings.items() if key not in ("prompt", "seed")}
-        info = device_info()
+        settings["weights"] = _weights_digest(self.pipe)
         seen = Observations(
             candidates=policies,
             tile=survey.layout.tile_shape,
@@ -270,7 +280,11 @@ class Calibrator:
             steps=(0,) * (len(edges) - 1),
             settings=settings,
             times={"total": survey.total, "attention": survey.attention},
-            provenance={"vidaccel": __version__, "device": info.cpu, "candidates": candidates.name},
+            provenance={
+                "vidaccel": __version__,
+                "device": device_name(survey.layout.device),
+                "candidates": candidates.name,
+            },
         )
         counts = [0] * seen.bins
         for level in survey.levels.values():
@@ -287,7 +301,7 @@ class Calibrator:
     def _time_for(self, share: float, done: int) -> bool:
         """Whether one more of what was done ``done`` times ends within this share of the time."""
         used = time.monotonic() - self._began
-        return used * (done + 1) / done <= share * self.effort.max_minutes * 60
+        return used * (done + 1) / max(1, done) <= share * self.effort.max_minutes * 60
 
     def _affordable_probes(self) -> int:
         """As many as were asked for, or as the time allows; layers are perturbed in larger groups then."""
@@ -313,8 +327,9 @@ def _watching(pipe: Any, watcher: Observer, tile: Any) -> Iterator[Session]:
         session.close()
 
 
-def _short(request: Request) -> Request:
-    if "num_inference_steps" not in request.arguments:
+def _short(pipe: Any, request: Request) -> Request:
+    """The same with two steps, where the pipeline has steps."""
+    if "num_inference_steps" not in accepted_arguments(pipe) or {"timesteps", "sigmas"} & set(request.arguments):
         return request
     return replace(request, arguments={**request.arguments, "num_inference_steps": 2})
 
@@ -323,16 +338,36 @@ def _spread(steps: Sequence[Sequence[int]], count: int, prompt: int) -> list[int
     """``count`` steps of each bin, others for each prompt, so that together they meet all."""
     found = []
     for inside in steps:
-        for i in range(min(count, len(inside))):
-            found.append(inside[(prompt * count + i * max(1, len(inside) // count)) % len(inside)])
+        most = min(count, len(inside))
+        found += [inside[(prompt + i * len(inside) // most) % len(inside)] for i in range(most)]
     return sorted(set(found))
 
 
 def _request_key(request: Request) -> str:
     """A fingerprint of prompt, seed and arguments; prompts themselves are not stored."""
-    arguments = {name: str(value) for name, value in request.arguments.items()}
+    arguments = {name: _content(value) for name, value in request.arguments.items()}
     text = json.dumps([request.prompt, request.seed, arguments], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _content(value: Any) -> str:
+    """A text that is the same for equal values, pictures and tensors included, in every process."""
+    value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    if hasattr(value, "tobytes"):
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    return "[" + ", ".join(map(_content, value)) + "]" if isinstance(value, list | tuple) else str(value)
+
+
+def _weights_digest(pipe: Any) -> str:
+    """A fingerprint of some attention weights and the adapters, so that another checkpoint or LoRA is noticed."""
+    digest = hashlib.sha256()
+    for name, model, family in find_transformers(pipe):
+        digest.update(f"{name} {sorted(getattr(model, 'peft_config', None) or {})}".encode())
+        for layer, (_, module) in enumerate(family.attention_layers(model)):
+            for key, weight in module.named_parameters():
+                if not weight.is_meta and weight.is_floating_point():
+                    digest.update(f"{layer} {key} {weight.detach().flatten()[:8].tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _projections(pipe: Any) -> Mapping[tuple[str, int], torch.Tensor]:
@@ -344,7 +379,9 @@ def _projections(pipe: Any) -> Mapping[tuple[str, int], torch.Tensor]:
             linear = out[0] if isinstance(out, torch.nn.ModuleList | torch.nn.Sequential) and len(out) else out
             weight = getattr(linear, "weight", None)
             heads = family.heads_of(module)
-            if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.shape[1] % heads:
+            if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
+                continue
+            if weight.dim() != 2 or weight.shape[1] % heads:
                 continue
             parts = weight.detach().float().view(weight.shape[0], heads, -1).transpose(0, 1)
             found[(name, layer)] = parts.mT @ parts

@@ -135,6 +135,7 @@ def usable(
     device: str | torch.device,
     dtype: torch.dtype,
     head_dim: int,
+    distinct: bool = True,
 ) -> tuple[tuple[HeadPolicy, ...], dict[HeadPolicy, str]]:
     """The candidates that can run there and differ from each other.
 
@@ -146,6 +147,7 @@ def usable(
             :func:`.predicted.find_gpu` takes it.
         dtype: of q, k and v.
         head_dim: channels of one head.
+        distinct: leave out what comes out as the same blocks as another.
 
     Returns:
         The policies that stay, plain dense attention first, and one sentence for each that does not.
@@ -167,7 +169,7 @@ def usable(
                 reasons[policy] = f"keeps every block of a {layout.grid} grid, so there is nothing for a tail to add"
                 continue
             same = seen.setdefault(key, policy)
-            if same is not policy:
+            if distinct and same is not policy:
                 reasons[policy] = f"keeps the same blocks of a {layout.grid} grid as {same}"
                 continue
         lacking = None if policy.is_dense else why_not(policy)

@@ -25,7 +25,7 @@ from ..layout import TokenLayout
 from .bench import time_policies
 from .cost_store import CostStore, cost_cache
 
-__all__ = ["Costs", "cost_cache", "measure_costs"]
+__all__ = ["Costs", "cost_cache", "device_name", "measure_costs"]
 
 _ORIGINS = ("measured", "predicted")
 _COSTS_KEYS = ("device", "origin", "dense", "mixing", "seconds")
@@ -149,7 +149,7 @@ def measure_costs(
         OutputError: if it cannot be written.
     """
     where = torch.device(device)
-    name = _device_name(where)
+    name = device_name(where)
     wanted = [policy for policy in dict.fromkeys(policies) if not policy.is_dense]
     shape = _shape_text(layout, heads, head_dim, batch, dtype)
     stored = None if cache is None else CostStore(cache, name)
@@ -188,7 +188,8 @@ def _key(policy: HeadPolicy) -> str:
     return json.dumps(policy_to_data(policy), sort_keys=True)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What costs are filed under: the name of the GPU, or of the CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

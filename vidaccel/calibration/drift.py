@@ -113,7 +113,7 @@ def measure_drift(
         state = Path(folder) / "observations.safetensors"
         found = Calibrator(
             pipe, requests, candidates, state, effort=effort or Effort(steps=1, tiles=8), tell=tell,
-            edges=plan.noise_edges(),
+            edges=plan.noise_edges(), distinct=False,
         )  # fmt: skip
         found.observe()
     notes = [f"{policy}: {reason}" for policy, reason in found.dropped.items()]
@@ -143,7 +143,7 @@ def measure_drift(
     return Drift(
         heads=tuple(heads),
         then=float(np.mean(known)) if known else None,
-        now=float(np.mean([head.now for head in heads])),
+        now=float(np.mean([head.now for head in heads if not known or head.then is not None])),
         density=float(np.mean(densities)),
         notes=tuple(notes),
     )

@@ -89,8 +89,8 @@ def evaluate(
     heads = q.shape[0]
     means = block_means(k, layout), block_means(v, layout), log_block_sizes(layout, q.device)
     totals = [_empty(row.keep.shape[0], heads, q.device) for row in rows]
-    rounded = [_Rounded.of(q, k, v, layout, row.precision) for row in rows]
     exact_inputs = _Rounded(q, k, v, torch.zeros_like(k[..., :1, :]), torch.zeros_like(v[..., :1, :]), weights=False)
+    rounded = [_Rounded.of(q, k, v, layout, row.precision) if row.precision.quantised else exact_inputs for row in rows]
     sizes, padded = layout.block_sizes.to(q.device), _padded(layout, q.device)
     tokens = 0
     for place, block in enumerate(blocks):
@@ -192,7 +192,8 @@ def _candidates(
         weights, means = tail
         numerator = numerator + torch.einsum("cj,lj,jd->cld", rest, weights, means)
         denominator = denominator + rest @ weights.mT
-    return numerator / denominator[..., None]
+    # kept keys may all lie so far below the maximum over all keys that their sum is 0: that output counts as 0
+    return numerator / denominator.clamp_min(1e-30)[..., None]
 
 
 @dataclass(eq=False)

@@ -110,7 +110,7 @@ _FILE = Sealed(
         "weight": np.float64,
         "edges": np.float64,
     },
-    max_bytes=256 << 20,  # 40 layers of 40 heads, 5 bins, 2 branches, 60 candidates: 20 MB a field
+    max_bytes=256 << 20,  # 40 layers of 40 heads, 5 bins, 2 branches, 60 candidates: 20 MB in all
 )
 _META = (
     *("candidates", "tile", "fingerprint", "done", "settings", "times", "steps", "probes", "costs", "notes"),
@@ -132,7 +132,7 @@ class Observations:
         cells: by place.
         weight: (bin, transformer, layer) -> squared relative error of the final latent for one unit of error there.
         done: fingerprints of the prompts and seeds that are in.
-        times: seconds of a dense generation: ``total`` and ``attention``, and the passes a step (``passes``).
+        times: seconds of a dense generation: ``total``, and ``attention`` in it.
         probes: what was found by perturbing, for reports.
         costs: seconds by policy on the device of the run, :meth:`.cost.Costs.to_dict`; empty if not measured yet.
         notes: things worth knowing.
@@ -244,7 +244,7 @@ class Observations:
     def check_same(self, other: Observations, path: str | Path) -> None:
         """Raises :class:`ConfigError` unless a run like ``other`` may go on with these observations."""
         names = {"candidates": "candidates", "tile": "tile", "fingerprint": "model or grid", "edges": "noise bins"}
-        names |= {"settings": "generation settings"}
+        names |= {"settings": "weights or generation settings"}
         apart = [what for name, what in names.items() if _plain(self, name) != _plain(other, name)]
         if apart:
             raise ConfigError(

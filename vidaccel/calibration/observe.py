@@ -31,20 +31,19 @@ _AGREEMENT = 0.05
 
 @dataclass(eq=False)
 class LevelWatcher:
-    """Notes the noise level of each step and how often each layer is called; scores nothing."""
+    """Notes the noise level of each step and which transformer took it; scores nothing."""
 
     levels: dict[int, float] = field(default_factory=dict)
-    calls: dict[tuple[str, int], int] = field(default_factory=dict)
+    owners: dict[int, str] = field(default_factory=dict)
     layout: TokenLayout | None = None
     shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None
 
     def wants(self, site: AttentionSite) -> bool:
-        """Every call of the first layer, to see a shape; all are counted."""
+        """The first call, to see a shape."""
         assert site.state.moment is not None
         self.levels[site.state.moment.step] = site.state.moment.noise_level
-        key = (site.state.name, site.layer)
-        self.calls[key] = self.calls.get(key, 0) + 1
+        self.owners[site.state.moment.step] = site.state.name
         return self.layout is None
 
     def observe(
@@ -60,12 +59,20 @@ class LevelWatcher:
         self.layout, self.shape, self.dtype = layout, tuple(q.shape), q.dtype
 
 
-def noise_edges(levels: Sequence[float], bins: int) -> tuple[float, ...]:
-    """Bounds of ``bins`` noise bins with about equally many of these levels each, halfway between two levels."""
-    ascending = sorted(set(levels))
+def noise_edges(levels: Mapping[int, float], owners: Mapping[int, str], bins: int) -> tuple[float, ...]:
+    """Bounds of ``bins`` noise bins with about equally many of these levels each, halfway between two levels.
+
+    Where the next step belongs to another transformer, a bin ends in any case, so that all steps of a bin are of one.
+
+    Args:
+        levels, owners: noise level and transformer of each step.
+    """
+    by_level = {level: owners.get(step, "") for step, level in levels.items()}
+    ascending = sorted(by_level)
     bins = max(1, min(bins, len(ascending)))
-    cuts = [round(i * len(ascending) / bins) for i in range(1, bins)]
-    return (0.0, *((ascending[c - 1] + ascending[c]) / 2 for c in cuts), 1.0)
+    cuts = {round(i * len(ascending) / bins) for i in range(1, bins)}
+    cuts |= {i for i in range(1, len(ascending)) if by_level[ascending[i]] != by_level[ascending[i - 1]]}
+    return (0.0, *((ascending[c - 1] + ascending[c]) / 2 for c in sorted(cuts)), 1.0)
 
 
 class CandidateWatcher:
@@ -115,6 +122,7 @@ class CandidateWatcher:
         assert moment is not None
         place = Place(self._seen.bin_of(moment.noise_level), site.state.name, site.layer, moment.branch or "")
         metric = self._metrics.get((site.state.name, site.layer))
+        metric = None if metric is None else metric.to(q.device)  # offloading moves layers
         for sample in range(q.shape[0]):
             heads = Heads(
                 q[sample : sample + 1],
@@ -128,9 +136,9 @@ class CandidateWatcher:
             rows, numbers = self._rows(heads, blocks)
             scores = evaluate(q[sample], k[sample], v[sample], layout, blocks, rows, metric=metric)
             self._check(site, heads, out[sample], layout, blocks[0])
-            sums = self._found.setdefault(place, _Sums(len(self._seen.candidates), q.shape[2], layout.tokens))
+            sums = self._found.setdefault(place, _Sums(len(self._seen.candidates), q.shape[2]))
             for score, where in zip(scores, numbers, strict=True):
-                sums.add(score, where)
+                sums.add(score, where, layout)
 
     def samples(self) -> dict[Place, Sample]:
         """What this generation gave."""
@@ -153,12 +161,11 @@ class CandidateWatcher:
             for number in numbers:
                 policy = self._seen.candidates[number]
                 if policy.pattern not in chosen:  # one choice for all precisions and compensations
-                    chosen[policy.pattern] = self._keep(policy.pattern, heads)[:, blocks].expand(
-                        heads.q.shape[2], -1, -1
-                    )
+                    kept = self._keep(policy.pattern, heads)[:, blocks].to(heads.q.device)
+                    chosen[policy.pattern] = kept.expand(heads.q.shape[2], -1, -1)
                 keeps.append(chosen[policy.pattern])
             tails = [self._seen.candidates[number].compensation == "pooled_tail" for number in numbers]
-            keep = torch.stack(keeps).to(heads.q.device)
+            keep = torch.stack(keeps)
             rows.append(Row(PRECISIONS[precision], keep, torch.tensor(tails, device=keep.device)))
         return rows, list(members.values())
 
@@ -177,7 +184,7 @@ class CandidateWatcher:
         exact = ((q[:, begin:end] @ k.mT) * heads.scale).softmax(-1) @ v
         model = out[begin:end].transpose(0, 1).float()
         apart = float((exact - model).norm() / exact.norm().clamp_min(1e-20))
-        if apart > _AGREEMENT:
+        if not apart <= _AGREEMENT:  # NaN is no agreement either
             raise VidaccelError(
                 f"{site.state.name} layer {site.layer} computes something else than plain attention (it differs by"
                 f" {apart:.0%}), so candidates cannot be judged there; leave this model to its own attention"
@@ -187,21 +194,23 @@ class CandidateWatcher:
 class _Sums:
     """Sums over the calls of one cell."""
 
-    def __init__(self, candidates: int, heads: int, keys: int) -> None:
-        self._each = {name: np.zeros((candidates, heads)) for name in ("error", "cosine", "mass", "pairs")}
+    def __init__(self, candidates: int, heads: int) -> None:
+        self._each = {name: np.zeros((candidates, heads)) for name in ("error", "cosine", "mass", "density")}
         self._energy = np.zeros(heads)
         self._tokens = 0
-        self._keys = keys
 
-    def add(self, scores: Scores, numbers: list[int]) -> None:
-        for name, total in self._each.items():
-            total[numbers] += getattr(scores, name).cpu().numpy()
+    def add(self, scores: Scores, numbers: list[int], layout: TokenLayout) -> None:
+        for name in ("error", "cosine", "mass"):
+            self._each[name][numbers] += getattr(scores, name).cpu().numpy()
+        # only video queries were sampled; those of other tokens are always dense
+        video = layout.grid.tokens / layout.tokens
+        kept = scores.pairs.cpu().numpy() / layout.tokens
+        self._each["density"][numbers] += video * kept + (1 - video) * scores.tokens
         if 0 in numbers:  # energy and tokens are those of the exact output, the same for every precision
             self._energy += scores.energy.cpu().numpy()
             self._tokens += scores.tokens
 
     def sample(self) -> Sample:
         """Means per query token."""
-        error, cosine, mass, pairs = ((total / self._tokens).astype(np.float32) for total in self._each.values())
-        energy = (self._energy / self._tokens).astype(np.float32)
-        return Sample(error, cosine, mass, (pairs / self._keys).astype(np.float32), energy)
+        each = {name: (total / self._tokens).astype(np.float32) for name, total in self._each.items()}
+        return Sample(energy=(self._energy / self._tokens).astype(np.float32), **each)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from .solve import Frontier, Solution, Unit, frontier
 __all__ = ["Choices", "Prediction"]
 
 _BY = Literal["seconds", "density"]
-_TRIES = 8
+_POINTS = 129
 _SLACK = 1e-6
 
 
@@ -64,12 +65,18 @@ class Choices:
             raise ConfigError("there are no costs on this device to choose by; run vidaccel calibrate here")
         self.seen, self.costs, self.by = seen, costs, by
         self.places = seen.places()
+        branches: dict[tuple[int, str, int], int] = {}
+        for place in seen.cells:
+            where = (place.bin, place.transformer, place.layer)
+            branches[where] = branches.get(where, 0) + 1
+        # every step of a bin belongs to one transformer, see noise_edges
+        self._calls = {place: float(seen.steps[place[0]] * branches[place]) for place in self.places}
+        self._all_calls = sum(self._calls.values())
         names = sorted({policy.precision for policy in seen.candidates})
         family = np.array([names.index(policy.precision) for policy in seen.candidates], np.int64)
         self._error = [self._errors(place) for place in self.places]
         self._density = [self._densities(place) for place in self.places]
-        calls = sum(self._calls(place) for place in self.places)
-        self._scale = 1.0 if costs is None else seen.times["attention"] / (calls * costs.dense)
+        self._scale = 1.0 if costs is None else seen.times["attention"] / (self._all_calls * costs.dense)
         self._seconds = None if costs is None else self._times(costs)
         cost = self._density if by == "density" else self._seconds
         assert cost is not None
@@ -83,18 +90,12 @@ class Choices:
         error[:, 0] = 0.0  # plain dense attention is what everything is measured against
         return np.maximum(error, 0.0)
 
-    def _calls(self, place: tuple[int, str, int]) -> float:
-        """Calls of the layer in this bin in one generation."""
-        branches = len({p.branch for p in self.seen.cells if (p.bin, p.transformer, p.layer) == place})
-        return float(self.seen.steps[place[0]] * branches)
-
     def _densities(self, place: tuple[int, str, int]) -> np.ndarray:
         """Share of all calls' token pairs that each choice keeps, [H,C]; dense everywhere sums to 1."""
         cells = self.seen.at(*place)
         kept = np.mean([cell.density for cell in cells], axis=0).T.astype(np.float64)
         kept[:, 0] = 1.0
-        everything = sum(self._calls(one) for one in self.places)
-        return np.asarray(kept * self._calls(place) / everything / kept.shape[0])
+        return np.asarray(kept * self._calls[place] / self._all_calls / kept.shape[0])
 
     def _times(self, costs: Costs) -> list[np.ndarray]:
         """Seconds that each choice takes in one generation, [H,C] for each place.
@@ -106,7 +107,7 @@ class Choices:
         tables = []
         for place in self.places:
             heads = self.seen.at(*place)[0].error.shape[1]
-            tables.append(np.tile(each * self._calls(place) / heads, (heads, 1)))
+            tables.append(np.tile(each * self._calls[place] / heads, (heads, 1)))
         return tables
 
     # -- budgets --------------------------------------------------------------------------------------------------
@@ -118,18 +119,31 @@ class Choices:
     def for_seconds(self, total: float) -> Solution:
         """The least error with which a generation takes at most ``total`` seconds.
 
+        Chosen among many points of the front, because a layer of several policies takes longer than their mean.
+
         Raises:
-            ConfigError: if no choice is that fast.
+            ConfigError: if no plan is that fast.
         """
-        budget = total - self.other_seconds
-        for _ in range(_TRIES):
-            solution = self.at(budget)
-            predicted = self.predict(solution).total
-            assert predicted is not None
-            if predicted <= total * (1 + _SLACK):
-                break
-            budget -= predicted - total  # a layer of several policies takes longer than their mean
-        return solution
+        fits = [solution for solution, seconds in self._timed if seconds <= total * (1 + _SLACK)]
+        if not fits:
+            fastest = min(seconds for _, seconds in self._timed)
+            raise ConfigError(
+                f"no plan takes {total:.3g} s: the fastest takes {fastest:.3g} s of {self.dense_seconds:.3g} s dense;"
+                " allow that, or choose by --density"
+            )
+        return min(fits, key=lambda solution: solution.error)
+
+    @cached_property
+    def _timed(self) -> list[tuple[Solution, float]]:
+        """Solutions along the front with their predicted seconds of a generation."""
+        cost = self.frontier.cost
+        found = []
+        for budget in np.linspace(cost[0], cost[-1], _POINTS):
+            solution = self.at(float(budget))
+            seconds = self.predict(solution).total
+            assert seconds is not None  # a choice by seconds has costs
+            found.append((solution, seconds))
+        return found
 
     def for_speedup(self, speedup: float) -> Solution:
         """The least error at ``speedup`` times the speed of the dense generation."""
@@ -156,7 +170,7 @@ class Choices:
         attention = None
         if self.costs is not None:
             attention = self._scale * sum(
-                self._calls(place) * self.costs.layer([self.seen.candidates[number] for number in choice])
+                self._calls[place] * self.costs.layer([self.seen.candidates[number] for number in choice])
                 for place, choice in zip(self.places, solution.choices, strict=True)
             )
         return Prediction(

@@ -61,9 +61,11 @@ def calibrate(
     ] = None,
     bins: Annotated[int, typer.Option(min=1, help="Noise-level bins.", rich_help_panel=_EFFORT)] = 5,
     tiles: Annotated[int, typer.Option(min=1, help="Query tiles sampled a call.", rich_help_panel=_EFFORT)] = 12,
-    probes: Annotated[int, typer.Option(min=1, help="Perturbed generations, at most.", rich_help_panel=_EFFORT)] = 30,
+    probes: Annotated[
+        int, typer.Option(min=1, help="Perturbed generations, at least one a bin.", rich_help_panel=_EFFORT)
+    ] = 30,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Begin nothing that would end later.", rich_help_panel=_EFFORT)
+        float | None, typer.Option(min=0.1, help="For timing, observing and perturbing.", rich_help_panel=_EFFORT)
     ] = None,
     validate: Annotated[
         int, typer.Option(min=0, help="Prompts to check the plan on, with another seed.", rich_help_panel=_EFFORT)
@@ -90,15 +92,15 @@ def calibrate(
     Watches dense generations of the prompts, scores every candidate on the way, perturbs single layers to learn what
     an error there does to the video, times every candidate, solves, and checks its own prediction on another seed.
     """
-    from ..files import check_writable, write_json
+    from ..files import write_json
 
     budget = bud.one_budget(speedup=speedup, seconds=seconds, density=density, max_error=max_error, psnr=psnr)
+    if psnr is not None and not validate:
+        raise ConfigError("--psnr is found by validation runs, but --validate is 0; give at least 1")
     if output.suffix.lower() != ".safetensors":
         raise ConfigError(f"the plan {output} does not end in .safetensors; name it {output.stem}.safetensors")
     kept = output.with_suffix(".observations.safetensors") if state is None else state
-    for path in (output, kept, html, json):
-        if path is not None:
-            check_writable(path)
+    opt.check_outputs(output, kept, html, json)
     texts = read_prompts(prompts, prompt or (), limit)
     picture = opt.read_image(image)
     from ..calibration.candidates import load_candidates
@@ -135,26 +137,25 @@ def calibrate(
         )
         for policy, reason in run.dropped.items():
             progress.say(f"not a candidate: {policy} ({reason})")
-        costs = run.time()
+        costs = run.time(budget_seconds=min(60.0, 6.0 * max_minutes) if max_minutes else 60.0)
         times = run.survey.total, run.survey.attention, costs.best_ratio
         progress.say(say_ceiling(*times))
-        if budget.by == "seconds" and ceiling(*times) < _WORTH_IT:
+        wanted = {"speedup": budget.value, "seconds": run.survey.total / max(budget.value, 1e-9)}.get(budget.kind)
+        if wanted is not None and ceiling(*times) < max(wanted, _WORTH_IT):
             raise ConfigError(
-                f"there is nothing to win at this size, at most {ceiling(*times):.2f}x; try more frames or a higher"
-                " resolution, or choose by --density"
+                f"{budget} asks for more than can be won at this size, {ceiling(*times):.2f}x at most; ask for less,"
+                " try more frames or a higher resolution, or choose by --density"
             )
         progress.watch(run.standing)
         run.observe()
         run.perturb()
         choices = Choices(run.seen, costs, by=budget.by)
         checked = [Request(text, seed + _OTHER_SEED + n, arguments) for n, text in enumerate(texts[:validate])]
-        if budget.kind == "psnr" and not checked:
-            raise ConfigError("--psnr is found by validation runs, but --validate is 0; give at least 1")
 
-        def runs(solution: Solution) -> list[quality.Pair]:
+        def runs(solution: Solution, controls: int = 0) -> list[quality.Pair]:
             plan = choices.plan(solution, output.stem, {})
             measured = []
-            for number, pair in enumerate(quality.measure_pairs(opened.pipe, plan, checked, controls=1)):
+            for number, pair in enumerate(quality.measure_pairs(opened.pipe, plan, checked, controls=controls)):
                 measured.append(pair)
                 progress.tell("validate", number + 1, len(checked))
             return measured
@@ -166,7 +167,7 @@ def calibrate(
         solution = for_quality(choices, mean_psnr, budget.value) if by_runs else budget.solve(choices)
         plan = choices.plan(solution, output.stem, provenance(choices, solution, str(budget), command))
         save_plan(plan, output)
-        pairs = runs(solution)
+        pairs = runs(solution, controls=1)
         heads = []
         if check_heads:
             reference = run.survey.generation.latents
@@ -238,7 +239,7 @@ def front_table(front: Sequence[Mapping[str, float | None]]) -> Any:
     table = Table(title="least predicted error by cost")
     for name in ("density", "seconds", "error"):
         table.add_column(name, justify="right")
-    for point in front[:: max(1, len(front) // 10)]:
+    for point in (front[i] for i in sorted({round(n * (len(front) - 1) / 9) for n in range(10)})):
         table.add_row(*(_figure(point[name]) for name in ("density", "seconds", "error")))
     return table
 

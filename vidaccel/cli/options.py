@@ -145,6 +145,19 @@ def call_arguments(opened: Opened, given: Mapping[str, Any], extra: Sequence[str
     return {**opened.defaults, **arguments}
 
 
+def check_outputs(*paths: Path | None) -> None:
+    """Raises an error, before any work is done, unless all of these files can be written and none is meant twice."""
+    from ..files import check_writable
+
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        if path is None:
+            continue
+        check_writable(path)
+        if seen.setdefault(path.resolve(), path) is not path:
+            raise ConfigError(f"{path} is named for two files; give each a name of its own")
+
+
 def machine() -> dict[str, Any]:
     """What decides the figures: versions and hardware, JSON-able."""
     from ..device import device_info

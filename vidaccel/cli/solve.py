@@ -28,11 +28,9 @@ def solve(
     max_error: bud.MaxError = None,
 ) -> None:
     """Solve stored observations for a budget: another plan in seconds. Without a budget, show the whole front."""
-    from ..files import check_writable, write_json
+    from ..files import write_json
 
-    for path in (output, json):
-        if path is not None:
-            check_writable(path)
+    opt.check_outputs(observations if observations.exists() else None, output, json)
     given = {"speedup": speedup, "seconds": seconds, "density": density, "max_error": max_error}
     wanted = any(value is not None for value in given.values())
     if output is not None and output.suffix.lower() != ".safetensors":

@@ -20,8 +20,8 @@ _YAML_SUFFIXES = (".yaml", ".yml")
 @cache
 def _preset_files() -> dict[str, str]:
     folder = resources.files(__package__) / "presets"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    return {name.removesuffix(".yaml"): (folder / name).read_text(encoding="utf-8") for name in names}
+    names = sorted(e.name.removesuffix(".yaml") for e in folder.iterdir() if e.name.endswith(".yaml"))
+    return {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in names}
 
 
 def preset_names() -> list[str]:

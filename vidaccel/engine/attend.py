@@ -266,13 +266,14 @@ def _run(
     q, k, v = (work.sequence.to_layout(x) for x in (q, k, v))
     out: torch.Tensor | None = None
     density = 0.0
-    for number, (kernel, group) in enumerate(work.groups):
+    for kernel, group in work.groups:
         heads = group.heads
         qh, kh, vh = (q, k, v) if heads is None else (x.index_select(2, heads) for x in (q, k, v))
         mask, kept, tail = group.mask, group.density, group.tail
         if mask is None or kept is None:
             assert group.pattern is not None
-            memory = site.memory((group.pattern, number, work.part.valid))  # other lengths are other samples
+            # other heads and samples of other lengths have memories of their own
+            memory = site.memory((group.pattern, group.members, work.part.valid))
             mask = _chosen(site, group.pattern, memory, layout, qh, kh, vh)
             kept = mask.density(layout)
             tail = tail and not mask.is_full()

@@ -98,9 +98,9 @@ class Clock:
 
     def _branch(self, context: str | None, separate_guidance: bool) -> Branch | None:
         if context is not None:
-            if "uncond" in context:
-                return "uncond"
-            return "cond" if "cond" in context else None
+            # cond and uncond, or pred_cond and pred_uncond; cond_uncond is a batch of both, uncond_stg another pass
+            names: dict[str, Branch] = {"cond": "cond", "uncond": "uncond"}
+            return names.get(context.removeprefix("pred_"))
         if separate_guidance:
             return "cond" if self._calls % 2 == 0 else "uncond"
         return None

@@ -31,6 +31,7 @@ class HeadGroup:
         pattern: that pattern, or ``None``.
         precision: how QK^T and PV are computed.
         tail: whether skipped blocks are summarised by their means.
+        members: numbers of those heads in the layer.
         share: part of the layer's heads that are in this group.
         density: kept token pairs over all, mean over the group's heads; ``None`` where each call has its own.
     """
@@ -40,6 +41,7 @@ class HeadGroup:
     pattern: DynamicPattern | None
     precision: Precision
     tail: bool
+    members: tuple[int, ...]
     share: float
     density: float | None
 
@@ -72,6 +74,7 @@ def prepare(policy: LayerPolicy, num_heads: int, layout: TokenLayout) -> tuple[H
                 # nothing is skipped under a full mask, so there is no tail to add
                 tail=tail and (mask is None or not mask.is_full()),
                 precision=PRECISIONS[precision],
+                members=tuple(heads),
                 share=len(heads) / num_heads,
                 density=None if mask is None else mask.density(layout),
             )

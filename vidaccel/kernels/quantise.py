@@ -106,11 +106,11 @@ def round_queries_and_keys(
         ([..., 1, D]); zeros where nothing was taken. ``q k^T`` is about
         ``(q' + q_mean)(k' + k_mean)^T``, of which ``q' k'^T`` is computed in 8 bits.
     """
+    if precision.qk == "native":
+        return q, k, torch.zeros_like(q), torch.zeros_like(k[..., :1, :])
     dtype = q.dtype
     q, k = q.float(), k.float()  # kernels smooth and round from float32
     q_mean, k_mean = torch.zeros_like(q), torch.zeros_like(k[..., :1, :])
-    if precision.qk == "native":
-        return q.to(dtype), k.to(dtype), q_mean.to(dtype), k_mean.to(dtype)
     if precision.smooth_k:
         k_mean = k.mean(-2, keepdim=True)
     if precision.smooth_q:

@@ -22,6 +22,7 @@ from .reuse import Reuse
 from .sale import Sale
 from .sliding_tile import SlidingTile
 from .sparge import Sparge
+from .stochastic import StochasticTopK
 from .svg import Svg
 from .union import Union
 from .xattention import XAttention
@@ -50,6 +51,7 @@ __all__ = [
     "Sparge",
     "SpatialBand",
     "StaticPattern",
+    "StochasticTopK",
     "Svg",
     "TemporalBand",
     "Union",

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..layout import TokenLayout
@@ -62,19 +61,21 @@ class HashBuckets(BudgetedPattern):
         q, k = (self.histogram(x, heads.layout)[:, :, video] for x in (heads.q, heads.k - mean))
         sizes = heads.sizes[video]
         shared = q @ k.mT / (self.rounds * sizes[:, None] * sizes)
-        order = heads.pooled_logits[:, :, video, video].argsort(-1, descending=True, stable=True)
+        order = heads.pooled_logits[:, :, video, video].argsort(dim=-1, descending=True, stable=True)
         kept = keep_largest(shared.gather(-1, order), self.count(heads.layout))  # stable: ties stay in this order
         return torch.zeros_like(kept).scatter_(-1, order, kept)
 
     def histogram(self, x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """Tokens of each block in each bucket of each round, float32 [B,H,NB,rounds * 2^bits] of [B,S,H,D]."""
-        planes = self.planes(x.shape[-1]).to(x.device)
-        signs = torch.einsum("bshd,drn->bhsrn", x.float(), planes) > 0
-        powers = 2 ** torch.arange(self.bits, device=x.device)
-        bucket = (signs * powers).sum(-1)
-        found = F.one_hot(bucket, 2**self.bits).flatten(-2).float()
-        sums = found.new_zeros(*found.shape[:2], layout.num_blocks, found.shape[-1])
-        return sums.index_add_(2, layout.block_of_token.to(x.device), found)
+        b, tokens, h, dim = x.shape
+        bins = self.rounds * 2**self.bits
+        signs = torch.einsum("bshd,drn->bhsrn", x.float(), self.planes(dim).to(x.device)) > 0
+        bucket = (signs * 2 ** torch.arange(self.bits, device=x.device)).sum(-1)
+        rounds = torch.arange(self.rounds, device=x.device) * 2**self.bits
+        first = layout.block_of_token.to(x.device)[:, None] * bins + rounds
+        counted = torch.ones(1, 1, 1, device=x.device).expand(b, h, tokens * self.rounds)
+        found = torch.zeros(b, h, layout.num_blocks * bins, device=x.device)
+        return found.scatter_add_(-1, (first + bucket).flatten(2), counted).view(b, h, -1, bins)
 
     def planes(self, dim: int) -> torch.Tensor:
         """The projections, float32 [D, rounds, bits] on the CPU."""

@@ -86,7 +86,7 @@ class Sale(DynamicPattern):
 
 
 def round_to_int4(x: torch.Tensor) -> torch.Tensor:
-    """``x`` as 4-bit numbers would hold it, one scale for each token: float32, integers -7 to 7 times max \\|x\\| / 7."""
+    """``x`` as 4-bit numbers would hold it, float32: whole numbers from -7 to 7 times a scale for each token."""
     x = x.float()
     scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 7
     return (x / scale).round() * scale

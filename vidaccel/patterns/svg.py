@@ -15,7 +15,7 @@ from .dynamic import DynamicPattern, Heads
 from .params import check_count
 from .registry import register
 from .sampled import sample_rows
-from .windows import check_window, static_blocks
+from .windows import check_window, static_blocks, window_blocks
 
 __all__ = ["Svg"]
 
@@ -32,6 +32,7 @@ class Svg(DynamicPattern):
 
     Args:
         patterns: static patterns to choose from; the two bands of SVG by default.
+        sink: a static pattern whose blocks are kept under every choice (SVG on Wan: the first frame), or ``None``.
         rows: queries that are drawn in each call.
         seed: of the drawing.
 
@@ -42,6 +43,7 @@ class Svg(DynamicPattern):
     name: ClassVar[str] = "svg"
 
     patterns: tuple[StaticPattern, ...] = (SpatialBand(), TemporalBand())
+    sink: StaticPattern | None = None
     rows: int = 64
     seed: int = 0
 
@@ -53,6 +55,7 @@ class Svg(DynamicPattern):
                 raise ConfigError(f"{self.name}: a pattern is null; give each as a mapping with 'name'")
             check_window(self.name, "a member of patterns", member)
         object.__setattr__(self, "patterns", tuple(self.patterns))
+        check_window(self.name, "sink", self.sink)
         check_count(self.name, "rows", self.rows)
         check_count(self.name, "seed", self.seed, 0)
 
@@ -60,6 +63,7 @@ class Svg(DynamicPattern):
         """The blocks of each head's best pattern, bool [B,H,NV,NV]."""
         device = heads.q.device
         masks = torch.stack([static_blocks(pattern, heads.layout, device) for pattern in self.patterns])
+        masks = masks | window_blocks(self.sink, heads)
         return masks[self.errors(heads, masks).argmin(-1)]
 
     def errors(self, heads: Heads, masks: torch.Tensor) -> torch.Tensor:
@@ -80,4 +84,5 @@ class Svg(DynamicPattern):
     def resolved(self, layout: TokenLayout) -> str:
         """The patterns to choose from."""
         members = " or ".join(f"{m.name} ({m.resolved(layout)}, {m.density(layout):.1%})" for m in self.patterns)
-        return f"{members}, by {self.rows} queries"
+        sink = "" if self.sink is None else f" + {self.sink.name} ({self.sink.resolved(layout)})"
+        return f"{members}{sink}, by {self.rows} queries"
