@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ from ..pooling import block_means
 from .base import Pattern
 
 __all__ = ["DynamicPattern", "Heads", "choose_blocks"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,16 @@ class Heads:
     def pooled_logits(self) -> torch.Tensor:
         """scale * mean query . mean key of every pair of blocks, text included, float32 [B,H,NB,NB]."""
         return torch.einsum("bhid,bhjd->bhij", self.q_means * self.scale, self.k_means)
+
+    def once(self, name: str, compute: Callable[[], _T]) -> _T:
+        """What ``compute`` gives, computed once for this call; patterns that differ in a density alone share it."""
+        if name not in self._found:
+            self._found[name] = compute()
+        return self._found[name]  # type: ignore[no-any-return]
+
+    @cached_property
+    def _found(self) -> dict[str, Any]:
+        return {}
 
     def _means(self, x: torch.Tensor) -> torch.Tensor:
         b, s, h, d = x.shape

@@ -53,7 +53,7 @@ class ErrorRouting(BudgetedPattern):
         """The k largest of each row, bool [B,H,NV,NV]."""
         layout = heads.layout
         probability, _ = split_text(heads, block_probabilities(heads))
-        variance, missed = self.scatter(heads)
+        variance, missed = heads.once("scatter", lambda: self.scatter(heads))
         error = probability * (variance / 2).clamp(max=_MOST).exp() * missed.clamp(min=0).sqrt()
         return keep_largest(error / heads.sizes[layout.video_blocks], self.count(layout))
 
