@@ -57,7 +57,7 @@ class Effort:
     bins: int = 5
     steps: int = 1
     tiles: int = 12
-    probes: int = 30
+    probes: int = 15
     max_minutes: float = math.inf
 
 

@@ -63,7 +63,7 @@ def calibrate(
     tiles: Annotated[int, typer.Option(min=1, help="Query tiles sampled a call.", rich_help_panel=_EFFORT)] = 12,
     probes: Annotated[
         int, typer.Option(min=1, help="Perturbed generations, at least one a bin.", rich_help_panel=_EFFORT)
-    ] = 30,
+    ] = 15,
     max_minutes: Annotated[
         float | None, typer.Option(min=0.1, help="For timing, observing and perturbing.", rich_help_panel=_EFFORT)
     ] = None,

@@ -41,12 +41,12 @@ def models(
         if row.patched:
             table.add_row("patched", f"video self-attention: {', '.join(row.patched)}")
             table.add_row("tokens", row.token_order)
-            table.add_row("reordered", "once a forward pass" if row.once else "in every layer")
-        table.add_row("stays dense", "\n".join(row.stays_dense) or "-")
+            table.add_row("reordered", "once a forward pass where safe" if row.once else "in every layer")
+        table.add_row("stays dense", "\n".join(row.stays_dense) or "nothing")
         console.print(table)
     if found is not None:
-        typer.echo(", ".join(f"{kind} {len(names)}" for kind, names in found.items()))
+        typer.echo(", ".join(f"{kind.replace('_', ' ')} {len(names)}" for kind, names in found.items()))
     typer.echo(
-        "A pipeline that is not listed is refused with an error. A layer that cannot run as planned runs dense, and the"
-        " report says why; with --strict it is an error."
+        "A pipeline without a listed transformer is refused with an error. A layer that cannot run as planned runs"
+        " dense, and the report says why; with --strict it is an error."
     )
