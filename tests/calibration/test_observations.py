@@ -123,5 +123,7 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     first.check_same(second, "o")
     second.settings = {"height": 64}
     second.edges = (0.0, 0.4, 1.0)
-    with pytest.raises(ConfigError, match="a run with other noise bins, weights or generation settings; use the same settings"):
+    with pytest.raises(
+        ConfigError, match="a run with other noise bins, weights or generation settings; use the same settings"
+    ):
         first.check_same(second, "o")

@@ -82,3 +82,21 @@ def test_a_mask_that_is_no_longer_built_as_known_is_refused() -> None:
     redirected(HunyuanVideo15AttnProcessor2_0, known)
     with pytest.raises(PatchError, match="does not assign other_mask"):
         redirected(HunyuanVideo15AttnProcessor2_0, known | {"other_mask"})
+
+
+def closed(scale: float) -> tuple[type, type]:
+    class Closure:
+        def __call__(self, q: torch.Tensor) -> torch.Tensor:
+            return dispatch_attention_fn(q * scale, q, q)
+
+    class Super(Plain):
+        def __call__(self, q: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return dispatch_attention_fn(super().__call__(q, q), q, q)
+
+    return Closure, Super
+
+
+@pytest.mark.parametrize(("which", "name"), [(0, "Closure takes scale from"), (1, "Super takes __class__ from")])
+def test_a_processor_that_reaches_outside_its_source_is_refused(which: int, name: str) -> None:
+    with pytest.raises(PatchError, match=name):
+        redirected(closed(2.0)[which])

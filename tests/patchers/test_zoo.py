@@ -15,6 +15,7 @@ import tests.zoo
 import vidaccel
 from tests.zoo.case import Case
 from tests.zoo.oracle import masked
+from tests.zoo.watch import video_calls
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.pipelines.patch import find_transformers
 
@@ -41,9 +42,16 @@ def zoo() -> list[Case]:
 
 
 CASES = zoo()
+#: Pipelines whose rounding errors grow: one unit in the last place of a model's input moves its output by 1e-4.
+ROUGH = {"Kandinsky5I2VPipeline": 5e-4} if OLDER else {}
 SPARSE = [case for case in CASES if case.sparse]
 #: Their original processors build a mask of all token pairs; ours gives the kernel the same rule in another form.
 OTHER_MASK = ("HunyuanVideo15",)
+
+
+def test_the_zoo_is_there() -> None:
+    """A file of cases that an older diffusers cannot import is left out; most must not be."""
+    assert len(CASES) >= (42 if OLDER else 65) and len(SPARSE) >= (41 if OLDER else 60)
 
 
 def per_head(pipe: Any) -> Plan:
@@ -73,13 +81,15 @@ def same(case: Case, found: torch.Tensor, expected: torch.Tensor) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_dense_plan_and_undo(case: Case) -> None:
     pipe = case.make()
-    before = case.run(pipe)
+    with video_calls([model for _, model, _ in find_transformers(pipe)]) as called:
+        before = case.run(pipe)
     assert torch.isfinite(before).all()
     processors = {id(module): module.processor for module in layers(pipe)}
     session = vidaccel.patch(pipe, "dense")
     assert same(case, case.run(pipe), before)
     report = session.report()
-    assert report.calls > 0 and report.sparse_calls == 0 and report.density == 1.0 and not report.fallbacks
+    assert report.calls == len(called) > 0, "every video self-attention of the unpatched model is ours, and no other"
+    assert report.sparse_calls == 0 and report.density == 1.0 and not report.fallbacks
     vidaccel.unpatch(pipe)
 
     session = vidaccel.patch(pipe, ALIKE)
@@ -117,7 +127,7 @@ def test_two_prompts(case: Case) -> None:
     pipe = case.make()
     vidaccel.patch(pipe, per_head(pipe), strict=True)
     found = case.run(pipe, **case.two())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=ROUGH.get(case.pipeline, 1e-5))
     assert found.shape[0] == 2 and not torch.allclose(found[0], found[1])
 
 

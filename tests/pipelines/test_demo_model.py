@@ -1,7 +1,7 @@
 """The shipped model against its bar: a person can name colour, shape and motion of all twelve held-out prompts.
 
-The person is played by :mod:`vidaccel.pipelines.demo.recognise`, which is itself tested on rendered clips first: it must
-be right on those and must disagree with the captions of other clips.
+The person is played by :mod:`vidaccel.pipelines.demo.recognise`, which is itself tested on rendered clips first: it
+must be right on those and must disagree with the captions of other clips.
 """
 
 import json

@@ -13,14 +13,14 @@ from tests.zoo.case import Case
 HEIGHT, WIDTH, FRAMES = 48, 80, 12  # latents 3x6x10, token grid 3x3x5
 
 
-def _pipe() -> Any:
+def _pipe(head_dim: int = 24) -> Any:
     tokenizer, encoder = tiny_text()
     vae = diffusers.AutoencoderKLAllegro(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2)
     transformer = diffusers.AllegroTransformer3DModel(
         num_attention_heads=3,
-        attention_head_dim=24,
+        attention_head_dim=head_dim,
         num_layers=2,
-        cross_attention_dim=72,
+        cross_attention_dim=3 * head_dim,
         caption_channels=32,
         sample_height=6,
         sample_width=10,
@@ -51,8 +51,11 @@ def _call() -> dict[str, Any]:
     }
 
 
+def _two() -> dict[str, Any]:
+    return {"prompt": ["a red ball", "a green square moving left on a cat"]}
+
+
 CASES = (
-    Case(
-        "AllegroPipeline", _pipe, _call, two=lambda: {"prompt": ["a red ball", "a green square moving left on a cat"]}
-    ),
+    Case("AllegroPipeline", _pipe, _call, _two),
+    Case("AllegroPipeline-96", lambda: _pipe(96), _call, _two),  # the published model's head dimension
 )

@@ -7,6 +7,7 @@ leak into other pipelines.
 from __future__ import annotations
 
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +18,7 @@ from torch import nn
 
 from ..engine.ops import handle_for
 from ..engine.session import Session, TransformerState
-from ..errors import PatchError, StrictError
+from ..errors import PatchError, StrictError, VidaccelWarning
 from ..layout import TokenLayout
 from ..types import VideoGrid
 from .redirect import SparseProcessor, redirected
@@ -88,6 +89,7 @@ class Family(ABC):
         token_order: where the video tokens sit in the sequence.
         joint: whether other tokens share the video's self-attention. They attend everything and are always attended.
         dense: attention that is never touched: (module, why).
+        dense_pipelines: those of ``pipelines`` that stay dense: (class name, why).
         separate_guidance: whether the unconditional pass is a second forward pass (and not half of the batch).
 
     Models are typed ``Any``, because the attributes that make a transformer are diffusers' own and untyped.
@@ -102,6 +104,7 @@ class Family(ABC):
     token_order: ClassVar[str] = "video only"
     joint: ClassVar[bool] = False
     dense: ClassVar[tuple[tuple[str, str], ...]] = ()
+    dense_pipelines: ClassVar[tuple[tuple[str, str], ...]] = ()
     separate_guidance: ClassVar[bool]
 
     def matches(self, model: object) -> bool:
@@ -136,7 +139,16 @@ class Family(ABC):
         return 0
 
     def timestep(self, call: Mapping[str, Any], scheduler: Any) -> torch.Tensor | float:
-        """The call's noise level on a scale from 0 to the schedule's length."""
+        """The call's noise level on a scale from 0 to the schedule's length.
+
+        Raises:
+            PatchError: if the model is called without an argument of that name.
+        """
+        if "timestep" not in call:
+            raise PatchError(
+                f"a model of the family {self.name!r} was called without `timestep` (it got {', '.join(call)});"
+                " override Family.timestep to say where its noise level is"
+            )
         return call["timestep"]  # type: ignore[no-any-return]
 
     def tiles_once(self, model: Any, call: Mapping[str, Any]) -> bool:
@@ -160,8 +172,10 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
     """Patches one transformer; every change is registered for undo as soon as it is made.
 
     Raises:
+        PatchError: if the model has no module where the family says that the attention is.
         StrictError: in a strict session, if a layer's processor is not one the family knows.
     """
+    layers = _layers(family, model, name)
     state = TransformerState(name, joint=family.joint)
     context: list[tuple[str, int | None]] = []
     _watch_cache_context(model, context, session)
@@ -190,7 +204,8 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
         for handle in family.order_hooks(model, TokenOrder(state)):
             session.on_close(handle.remove)
 
-    for layer, (module_name, module) in enumerate(family.attention_layers(model)):
+    skipped: list[dict[str, str]] = []
+    for layer, (module_name, module) in enumerate(layers):
         try:
             ours = _replacement(family, module.processor)
         except PatchError as error:
@@ -198,14 +213,35 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
                 raise StrictError(
                     f"{name}.{module_name} cannot be patched: {error}; reset its processor first"
                 ) from None
-            session.not_patched.append({"module": f"{name}.{module_name}", "reason": str(error)})
+            skipped.append({"module": f"{name}.{module_name}", "reason": str(error)})
             continue
         ours.handle = handle_for(session.add_site(state, layer, module_name, ours.dense))
         module.processor = ours
         session.on_close(_restorer(ours, module))
+    if len(skipped) == len(layers):
+        warnings.warn(
+            f"none of the {len(layers)} attention layers of {name} was patched, all run dense: {skipped[0]['module']}:"
+            f" {skipped[0]['reason']}",
+            VidaccelWarning,
+            stacklevel=3,
+        )
+    session.not_patched += skipped
     session.not_patched += [
         {"module": f"{name}.{entry['module']}", "reason": entry["reason"]} for entry in family.left_alone(model)
     ]
+
+
+def _layers(family: Family, model: nn.Module, name: str) -> list[tuple[str, Any]]:
+    try:
+        layers, missing = list(family.attention_layers(model)), ""
+    except AttributeError as error:  # of get_submodule: a stack without that path
+        layers, missing = [], f" ({error})"
+    if not layers:
+        raise PatchError(
+            f"{name} ({type(model).__name__}) has no attention at {', '.join(family.layers)}{missing}; correct `layers`"
+            f" of the family {family.name!r}"
+        )
+    return layers
 
 
 def _replacement(family: Family, original: Any) -> SparseProcessor:

@@ -68,10 +68,11 @@ DENSE_ONLY: tuple[DenseOnly, ...] = (
         ("SanaVideoPipeline", "SanaImageToVideoPipeline", "SanaWMPipeline"),
         "its attention is linear: there are no pairs of tokens to skip",
     ),
-    DenseOnly("sana-wm-refiner", ("SanaWMLTX2RefinerTransformer3DModel",), (), _CAUSAL),
+    DenseOnly("sana-wm-refiner", ("SanaWMLTX2RefinerTransformer3DModel",), ("SanaWMLTX2Refiner",), _CAUSAL),
     DenseOnly("anyflow-far", ("AnyFlowFARTransformer3DModel",), ("AnyFlowFARPipeline",), _CAUSAL),
     DenseOnly("wan-animate-2", ("WanAnimate2Transformer3DModel",), (), _CAUSAL),
     DenseOnly("cosmos3", ("Cosmos3OmniTransformer",), ("Cosmos3OmniPipeline",), _CAUSAL),
+    DenseOnly("cosmos-controlnet", ("CosmosControlNetModel",), (), "its residuals are computed by dense attention"),
     DenseOnly(
         "kandinsky6-sr",
         ("Kandinsky6SRTransformer3DModel",),

@@ -11,6 +11,9 @@ from .base import AUDIO, PROMPT, Family
 __all__ = ["LTX2Family", "LTXFamily"]
 
 
+_COORDINATES = "it gives coordinates of tokens instead of the size of the latents"
+
+
 def _told_grid(call: Mapping[str, Any], *, others: bool) -> VideoGrid | str:
     """The grid by the call's arguments, because the pipeline cuts the latents into patches before the model."""
     sizes = [call.get(name) for name in ("num_frames", "height", "width")]
@@ -24,7 +27,7 @@ def _told_grid(call: Mapping[str, Any], *, others: bool) -> VideoGrid | str:
 
 
 class LTXFamily(Family):
-    """LTX-Video: T2V, I2V, conditions, long videos. The last two do not tell the grid, so they stay dense."""
+    """LTX-Video: T2V, I2V, conditions, long videos."""
 
     name = "ltx"
     transformers = ("LTXVideoTransformer3DModel",)
@@ -37,6 +40,10 @@ class LTXFamily(Family):
     layers = ("transformer_blocks.*.attn1",)
     processors = ("LTXVideoAttnProcessor",)
     dense = (("transformer_blocks.*.attn2", PROMPT),)
+    dense_pipelines = (
+        ("LTXConditionPipeline", _COORDINATES),
+        ("LTXI2VLongMultiPromptPipeline", f"{_COORDINATES}, and 1 for each size"),
+    )
     separate_guidance = False
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
@@ -44,10 +51,7 @@ class LTXFamily(Family):
 
 
 class LTX2Family(Family):
-    """LTX-2: the video stream's self-attention. Tokens appended as references are other tokens, always attended.
-
-    The two DFR pipelines do not tell the grid, so they stay dense.
-    """
+    """LTX-2: the video stream's self-attention. Tokens appended as references are other tokens, always attended."""
 
     name = "ltx2"
     transformers = ("LTX2VideoTransformer3DModel",)
@@ -69,7 +73,14 @@ class LTX2Family(Family):
         ("transformer_blocks.*.audio_*", AUDIO),
         ("transformer_blocks.*_to_*_attn", "audio and video attend each other"),
     )
+    dense_pipelines = (("LTX2DFRPipeline", _COORDINATES), ("LTX2DFRTemporalRefinePipeline", _COORDINATES))
     separate_guidance = False
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
-        return _told_grid(call, others=True)
+        grid = _told_grid(call, others=True)
+        if isinstance(grid, VideoGrid) and call["hidden_states"].shape[1] > grid.tokens:
+            coordinates = call.get("video_coords")  # [B, 3, S, start and end]
+            # Echo puts its memory before the video, at a later time; the video itself starts at 0
+            if coordinates is None or float(coordinates[0, 0, 0, 0]) != 0:
+                return "other tokens precede the video, and the call does not tell how many"
+        return grid

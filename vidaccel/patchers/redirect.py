@@ -138,7 +138,7 @@ def redirected(processor: type, forget: frozenset[str] = frozenset()) -> type[Sp
             [B, 1, S, S], so that the mask reaches us as the model gave it.
 
     Raises:
-        PatchError: if the source is not at hand, has no attention call, or no such assignments.
+        PatchError: if the source is not at hand, is a closure, has no attention call, or no such assignments.
     """
     name = processor.__name__
     call: Any = processor.__call__
@@ -146,6 +146,12 @@ def redirected(processor: type, forget: frozenset[str] = frozenset()) -> type[Sp
         source = textwrap.dedent(inspect.getsource(call))
     except (OSError, TypeError) as error:
         raise PatchError(f"the source of {name} is not at hand, so its attention call cannot be redirected") from error
+    around = inspect.unwrap(call).__code__.co_freevars
+    if around:
+        raise PatchError(
+            f"{name} takes {', '.join(around)} from the function or class around it, which a copy of its source cannot"
+            " reach; keep values as attributes, and call super() with its arguments"
+        )
     tree = ast.parse(source)
     (function,) = tree.body
     assert isinstance(function, ast.FunctionDef)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import PatchError
 from .allegro import AllegroFamily
 from .anyflow import AnyFlowFamily
 from .base import Family
@@ -18,7 +19,7 @@ from .mochi import MochiFamily
 from .motif_video import MotifVideoFamily
 from .wan import WanAnimateFamily, WanFamily
 
-__all__ = ["dense_only_of", "families", "family_of", "register_family"]
+__all__ = ["dense_only_of", "families", "family_of", "register_family", "unregister_family"]
 
 _families: list[Family] = [
     WanFamily(),
@@ -59,3 +60,16 @@ def dense_only_of(model: object) -> DenseOnly | None:
 def register_family(family: Family) -> None:
     """Adds a family for your own transformer; it is asked before the built-in ones."""
     _families.insert(0, family)
+
+
+def unregister_family(family: Family) -> None:
+    """Takes a family out again; models that it has patched stay patched.
+
+    Raises:
+        PatchError: if it is not registered.
+    """
+    if family not in _families:
+        raise PatchError(
+            f"the family {family.name!r} is not registered; pass the object that register_family was given"
+        )
+    _families.remove(family)

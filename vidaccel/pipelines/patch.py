@@ -65,7 +65,9 @@ def patch(
         UnsupportedModelError: if it holds no video transformer that vidaccel knows.
         PlanMismatchError: if the plan was made for another model or scheduler.
         ConfigError: if the plan or the kernel's name is not valid.
-        StrictError: in strict mode, if a layer's processor cannot be replaced, or nothing can be gained.
+        PatchError: if a transformer has no attention where its family says.
+        StrictError: in strict mode, if a layer's processor cannot be replaced, or the pipeline holds only models that
+            stay dense.
     """
     resolved = resolve_plan(plan)
     known = [k.name for k in kernels()]
@@ -97,7 +99,7 @@ def patch(
             if isinstance(kind, Family):
                 patch_transformer(kind, model, name, session)
             else:
-                _leave_dense(kind, model, name, session)
+                _leave_dense(kind, model, name, session, refuse=strict and not found)
     except BaseException:
         session.close()  # half a patch is never left behind
         raise
@@ -157,9 +159,9 @@ def _find(pipe: Any) -> list[tuple[str, nn.Module, Family | DenseOnly]]:
     return found
 
 
-def _leave_dense(kind: DenseOnly, model: nn.Module, name: str, session: Session) -> None:
+def _leave_dense(kind: DenseOnly, model: nn.Module, name: str, session: Session, *, refuse: bool) -> None:
     message = f"{name} ({type(model).__name__}) stays dense: {kind.reason}"
-    if session.strict:
+    if refuse:
         raise StrictError(f"{message}; patch with strict=False to have that reported instead")
     session.not_patched.append({"module": name, "reason": kind.reason})
     session.say_once(message)
