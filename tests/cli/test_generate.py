@@ -155,7 +155,7 @@ def test_bad_models_plans_and_devices_are_one_sentence(
     def run(*options: object) -> str:
         return refused("generate", "a cat", "-m", tiny_model, *small, "-o", tmp_path / "out.mp4", *options)
 
-    assert "presets are dense, neighborhood" in run("--plan", "stta")
+    assert "presets are dense, draft" in run("--plan", "stta")
     assert "there is no model folder" in run("-m", tmp_path / "nowhere")
     assert "no model_index.json" in run("-m", tmp_path)
     assert "--model is empty" in run("-m", "")

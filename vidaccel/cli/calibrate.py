@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +11,7 @@ import typer
 from ..errors import ConfigError
 from . import budget as bud
 from . import options as opt
+from .command import command_line, now
 from .compare import read_prompts
 from .progress import Progress
 
@@ -129,7 +128,7 @@ def calibrate(
     arguments = opt.call_arguments(opened, given, arg)
     requests = [Request(text, seed + number, arguments) for number, text in enumerate(texts)]
     opened.pipe.set_progress_bar_config(disable=True)
-    command = shlex.join(["vidaccel", *sys.argv[1:]])
+    command = command_line()
     effort = Effort(bins=bins, tiles=tiles, probes=probes, max_minutes=max_minutes or float("inf"))
     with Progress(STANDING_DENSITIES) as progress:
         run = Calibrator(
@@ -176,7 +175,7 @@ def calibrate(
                 heads.append(head)
                 progress.tell("check heads", len(heads), check_heads)
     found = calibration_result(choices, solution, heads=heads, notes=run.advice())
-    result: dict[str, Any] = {"model": opened.name, "machine": opt.machine(), "command": command}
+    result: dict[str, Any] = {"model": opened.name, "machine": opt.machine(), "command": command, "created": now()}
     if pairs:
         rows = [pair.to_dict() for pair in pairs]
         result |= quality.summarise(plan.name, pairs[0].dense.settings, rows)

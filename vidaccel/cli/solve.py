@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +10,7 @@ import typer
 from ..errors import ConfigError
 from . import budget as bud
 from . import options as opt
+from .command import command_line
 
 
 def solve(
@@ -65,6 +64,6 @@ def solve(
         write_json(json, calibration_result(choices, solution))
         typer.echo(f"written: {json}")
     if output is not None:
-        command = shlex.join(["vidaccel", *sys.argv[1:]])
+        command = command_line()
         save_plan(choices.plan(solution, output.stem, provenance(choices, solution, str(budget), command)), output)
         typer.echo(f"written: {output}")
