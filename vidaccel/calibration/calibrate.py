@@ -234,8 +234,7 @@ class Calibrator:
 
     def _survey(self, candidates: CandidateSet) -> Survey:
         request = self.requests[0]
-        generate(self.pipe, _short(self.pipe, request))  # first-time work is not what a generation costs
-        watcher = LevelWatcher()
+        watcher = LevelWatcher()  # a short run, which also does the first-time work that no generation costs
         with _watching(self.pipe, watcher, candidates.tile):
             generate(self.pipe, _short(self.pipe, request))
         session = patch(self.pipe, Plan.dense())

@@ -19,10 +19,10 @@ from ..patterns.base import StaticPattern
 from ..types import PRECISIONS
 from .cost import Costs
 
-__all__ = ["ceiling", "find_gpu", "predict_costs", "say_ceiling", "why_not_on"]
+__all__ = ["WORTH_IT", "ceiling", "find_gpu", "predict_costs", "say_ceiling", "why_not_on"]
 
 #: Least end-to-end speed-up that is worth a calibration.
-_WORTH = 1.05
+WORTH_IT = 1.05
 
 
 def predict_costs(
@@ -145,6 +145,6 @@ def say_ceiling(total_seconds: float, attention_seconds: float, best_ratio: floa
         f"Attention takes {attention_seconds / total_seconds:.0%} of a dense generation at these shapes, and the"
         f" fastest candidate needs {best_ratio:.0%} of its time: no plan can be faster than {limit:.2f}x end to end."
     )
-    if limit < _WORTH:
+    if limit < WORTH_IT:
         text += " There is nothing to win here; longer or larger videos have more attention to save."
     return text

@@ -51,7 +51,7 @@ class Budget:
             return choices.at(self.value)
         if self.kind == "max-error":
             return choices.for_error(self.value)
-        return choices.for_seconds(choices.dense_seconds / self.value if self.kind == "speedup" else self.value)
+        return choices.for_speedup(self.value) if self.kind == "speedup" else choices.for_seconds(self.value)
 
 
 def one_budget(**given: float | None) -> Budget:

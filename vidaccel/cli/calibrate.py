@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from ..calibration.solve import Solution
 
 _EFFORT = "Effort"
-_WORTH_IT = 1.05
 #: Validation runs have other seeds than those that were watched.
 _OTHER_SEED = 1000
 
 
 def calibrate(
+    context: typer.Context,
     model: opt.Model = None,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line, or - for stdin.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="One prompt; may be repeated.")] = None,
@@ -111,21 +111,12 @@ def calibrate(
     from ..calibration.closed_loop import check_heads as check
     from ..calibration.closed_loop import for_quality
     from ..calibration.plans import Choices
-    from ..calibration.predicted import ceiling, say_ceiling
+    from ..calibration.predicted import WORTH_IT, ceiling, say_ceiling
     from ..calibration.summary import calibration_result, provenance
     from ..configs.artifact import save_plan
     from ..pipelines.generate import Request
 
-    given = {
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "image": picture,
-    }
-    arguments = opt.call_arguments(opened, given, arg)
+    arguments = opt.call_arguments(opened, context, picture)
     requests = [Request(text, seed + number, arguments) for number, text in enumerate(texts)]
     opened.pipe.set_progress_bar_config(disable=True)
     command = command_line()
@@ -140,7 +131,7 @@ def calibrate(
         times = run.survey.total, run.survey.attention, costs.best_ratio
         progress.say(say_ceiling(*times))
         wanted = {"speedup": budget.value, "seconds": run.survey.total / max(budget.value, 1e-9)}.get(budget.kind)
-        if wanted is not None and ceiling(*times) < max(wanted, _WORTH_IT):
+        if wanted is not None and ceiling(*times) < max(wanted, WORTH_IT):
             raise ConfigError(
                 f"{budget} asks for more than can be won at this size, {ceiling(*times):.2f}x at most; ask for less,"
                 " try more frames or a higher resolution, or choose by --density"

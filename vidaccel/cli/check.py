@@ -16,6 +16,7 @@ _SHOWN = 10
 
 
 def check(
+    context: typer.Context,
     plan: Annotated[str, typer.Argument(help="Plan file or preset name.")],
     model: opt.Model = None,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line, or - for stdin.")] = None,
@@ -59,16 +60,7 @@ def check(
     from ..pipelines.generate import Request
 
     made_from = Observations.load(beside) if beside.exists() else None
-    given = {
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "image": picture,
-    }
-    arguments = opt.call_arguments(opened, given, arg)
+    arguments = opt.call_arguments(opened, context, picture)
     requests = [Request(text, seed + number, arguments) for number, text in enumerate(texts)]
     opened.pipe.set_progress_bar_config(disable=True)
     with Progress() as progress:

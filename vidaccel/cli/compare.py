@@ -16,6 +16,7 @@ _COMPARISON = "Comparison"
 
 
 def compare(
+    context: typer.Context,
     plan: opt.PlanName = opt.DEFAULT_PLAN,
     model: opt.Model = None,
     prompts: Annotated[
@@ -89,16 +90,7 @@ def compare(
     from .. import quality, report
     from ..pipelines.generate import Request
 
-    given = {
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "image": picture,
-    }
-    arguments = opt.call_arguments(opened, given, arg)
+    arguments = opt.call_arguments(opened, context, picture)
     requests = [Request(text, seed, arguments) for text in texts]
     patching = {"strict": strict, "allow_mismatch": allow_mismatch}
     opened.pipe.set_progress_bar_config(disable=True)

@@ -12,6 +12,7 @@ from . import options as opt
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What to show.")] = None,
     prompt_option: Annotated[
         str | None, typer.Option("--prompt", help="The same as the argument.", rich_help_panel=opt.VIDEO)
@@ -51,16 +52,7 @@ def generate(
     from ..pipelines.generate import generate as run
     from ..pipelines.patch import patch
 
-    given = {
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "image": picture,
-    }
-    request = Request(text, seed, opt.call_arguments(opened, given, arg))
+    request = Request(text, seed, opt.call_arguments(opened, context, picture))
     opened.pipe.set_progress_bar_config(desc="generating", disable=None)  # None: only where there is a terminal
     session = patch(opened.pipe, chosen, strict=strict, allow_mismatch=allow_mismatch)
     made = run(opened.pipe, request)

@@ -128,10 +128,20 @@ def open_pipeline(
     return Opened(pipe, "demo" if is_demo else name, defaults, fps)
 
 
-def call_arguments(opened: Opened, given: Mapping[str, Any], extra: Sequence[str] | None) -> dict[str, Any]:
-    """The model's defaults, overridden by what the user gave (``None`` = not given) and by NAME=VALUE texts."""
+#: Options that go to the pipeline's call as they are.
+_CALL_OPTIONS = ("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale")
+
+
+def call_arguments(opened: Opened, context: typer.Context, picture: Any) -> dict[str, Any]:
+    """The model's defaults, overridden by the command's video options (``None`` = not given) and by NAME=VALUE texts.
+
+    Args:
+        context: of a command that has all of these options.
+        picture: the image read for ``--image``, or ``None``.
+    """
+    given = {**{name: context.params[name] for name in _CALL_OPTIONS}, "image": picture}
     arguments = {name: value for name, value in given.items() if value is not None}
-    for text in extra or ():
+    for text in context.params["arg"] or ():
         name, equals, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name.isidentifier():
