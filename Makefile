@@ -11,11 +11,13 @@ TYPED := vidaccel $(wildcard benchmarks examples)
 # configuration (6 minutes). The newest runs representative tests. FULL=1 runs everything on both.
 TRITONS := 3.6.0 3.9.0
 GATE ?= representative
+FUZZ_CASES ?= 10000
+FUZZ_SEED ?= $(shell date +%Y%m%d)
 # the oldest supported diffusers, and what it needs beyond constraints.txt
 OLD_DIFFUSERS := 0.36.0
 OLD_NEEDS := httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 anyio==4.16.0 certifi==2026.10.18 idna==3.20 sniffio==1.3.1
 
-.PHONY: help venv demo test test-python test-kernels test-diffusers lint types format bench clean
+.PHONY: help venv demo test test-python test-kernels test-diffusers fuzz package lint types format bench clean
 
 help:
 	@echo "make venv    the environment in $(VENV), with the versions of constraints.txt"
@@ -23,6 +25,8 @@ help:
 	@echo "make test    all tests, which are: test-python, test-kernels (the Triton kernels on a CPU: their results, and"
 	@echo "             their machine code for GPUs that are not here), test-diffusers (the families on the oldest diffusers)"
 	@echo "             GATE=all compiles every launch configuration, FULL=1 runs everything on the newest Triton too"
+	@echo "make fuzz    10,000 random attention calls against float64 (20 minutes; FUZZ_SEED=7 for other ones): for the night"
+	@echo "make package builds wheel and sdist, installs each in a clean environment and uses it (minutes, downloads)"
 	@echo "make lint    style and types (ruff, mypy); make format repairs the style"
 	@echo "make bench   attention on the CPU against dense, correctness first"
 
@@ -71,6 +75,14 @@ test-kernels: $(TRITONS:%=.venv-triton-%/.installed)
 test-diffusers: .venv-diffusers-$(OLD_DIFFUSERS)/.installed
 	@echo "families on diffusers $(OLD_DIFFUSERS)"
 	@PYTHONPATH=.venv-diffusers-$(OLD_DIFFUSERS) $(BIN)/python -m pytest -n $(JOBS) tests/patchers
+
+# make test runs the first 500 cases of seed 0; the night takes others each time and prints its seed
+fuzz: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.fuzz --cases $(FUZZ_CASES) --seed $(FUZZ_SEED)
+
+# not in make test: it downloads every dependency into two clean environments
+package: $(STAMP)
+	@$(BIN)/python -m tests.reliability.package
 
 lint: $(STAMP)
 	@$(BIN)/ruff check $(CHECKED)

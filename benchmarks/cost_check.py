@@ -21,7 +21,7 @@ from vidaccel.kernels.triton.costmodel import Agreement, Prediction, check, hard
 from vidaccel.types import PRECISIONS
 
 from .ours import PLAIN
-from .shapes import DENSITIES, SHAPES, make_mask
+from .shapes import DENSITIES, FORMATS, SHAPES, make_mask
 
 __all__ = ["agreement", "main", "pairs_of"]
 
@@ -68,10 +68,10 @@ def _predict(arch: int) -> None:
     print(f"predicted for {gpu.name} (sm_{arch}), not measured; overlapped, and if no two units ever work at once")
     for shape in SHAPES.values():
         layout = shape.layout()
-        for name, precision in PRECISIONS.items():
+        for name in FORMATS:
             for density in DENSITIES:
                 try:
-                    found = predict(arch, precision, shape.head_dim, layout, heads=shape.heads, density=density)
+                    found = predict(arch, PRECISIONS[name], shape.head_dim, layout, heads=shape.heads, density=density)
                 except KernelError as error:
                     print(f"{shape.name:15}{name:10}{density:6.2f}  {error}")
                     continue

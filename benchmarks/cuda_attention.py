@@ -30,7 +30,7 @@ from vidaccel.types import PRECISIONS, Precision
 from .ours import PLAIN, gluon_serves, kernel_of
 from .peers import PEERS, Peer
 from .sampled import Sample, sampled_attention, tolerance
-from .shapes import Shape, make_mask
+from .shapes import FORMATS, Shape, make_mask
 from .timing import Ceilings, Clock, interleaved
 
 __all__ = ["FAILURES", "HEADER", "Deadline", "Row", "format_row", "measure_shape", "reason_of"]
@@ -177,7 +177,7 @@ def measure_shape(
     ceilings: Ceilings,
     densities: Sequence[float],
     masks: Sequence[str],
-    precisions: Sequence[str] = tuple(PRECISIONS),
+    precisions: Sequence[str] = FORMATS,
     peers: Sequence[Peer] = PEERS,
     deadline: Deadline,
     seconds_per_mask: float = 5.0,

@@ -14,11 +14,11 @@ import torch
 
 from vidaccel.device import device_info
 from vidaccel.files import write_json
-from vidaccel.types import PRECISIONS
+from vidaccel.types import KERNEL_PRECISIONS
 
 from .cuda_attention import HEADER, Deadline, Row, format_row, measure_shape
 from .peers import PEERS
-from .shapes import DENSITIES, MASKS, SHAPES
+from .shapes import DENSITIES, FORMATS, MASKS, SHAPES
 from .timing import Ceilings, Clock, CudaClock, measure_ceilings
 
 __all__ = ["NO_CUDA", "QUICK", "add_arguments", "environment", "measure", "no_cuda", "run"]
@@ -36,7 +36,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="which shapes (default: all)")
     parser.add_argument("--densities", nargs="+", type=float, default=list(DENSITIES), help="share of pairs kept")
     parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS), help="which kinds of mask")
-    parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
+    parser.add_argument("--precisions", nargs="+", choices=list(KERNEL_PRECISIONS), default=list(FORMATS))
     names = [peer.name for peer in PEERS]
     parser.add_argument("--peers", nargs="*", choices=names, default=names, help="which other kernels")
 

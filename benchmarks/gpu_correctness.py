@@ -27,11 +27,12 @@ from vidaccel.kernels import KernelRequest, kernels
 from vidaccel.kernels.contract import Kernel, Skips
 from vidaccel.kernels.reference import block_sparse_attention as oracle
 from vidaccel.layout import TokenLayout
-from vidaccel.types import PRECISIONS, Precision, TileShape, VideoGrid
+from vidaccel.types import KERNEL_PRECISIONS, PRECISIONS, Precision, TileShape, VideoGrid
 
 from .cuda_attention import FAILURES, Deadline, reason_of
 from .cuda_run import NO_CUDA, environment, no_cuda
 from .ours import PLAIN, gluon_serves, kernel_of, pieces_of
+from .shapes import FORMATS
 
 __all__ = ["CASES", "Case", "Verdict", "check", "check_all", "served_by_gluon"]
 
@@ -42,7 +43,7 @@ _MORE = {
     "smooth-all": Precision("smooth-all", "int8", "fp8", "rows32", smooth_k=True, smooth_q=True, smooth_v=True),
     "tensor": Precision("tensor", "fp8", "fp8", "tensor", smooth_k=True, smooth_v=True),
 }
-_PRECISIONS = PRECISIONS | _MORE
+_PRECISIONS = KERNEL_PRECISIONS | _MORE
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _cases() -> tuple[Case, ...]:
         "tiny tiles": {"grid": (5, 7, 9), "tile": (1, 4, 4), "text": 1},
         "skip tail": {"skip": -0.5, "tail": True, "head_dim": 128},
     }
-    for (feature, options), precision in itertools.product(features.items(), PRECISIONS):
+    for (feature, options), precision in itertools.product(features.items(), FORMATS):
         found.append(Case(f"{precision} {feature}", precision, **options))
     for precision, tail in itertools.product(_PRECISIONS, (False, True)):
         found.append(Case(f"{precision}{' tail' if tail else ''}", precision, tail=tail))
@@ -104,7 +105,7 @@ def _cases() -> tuple[Case, ...]:
     long: dict[str, Any] = {"grid": (9, 30, 30), "tile": (2, 8, 8), "densities": (0.2,), "head_dim": 128}
     found.append(Case("long lists", tail=True, **long))
     found.append(Case("long lists fp8", "fp8-tile", **long))
-    for head_dim, precision in itertools.product((96, 128, 256), PRECISIONS):
+    for head_dim, precision in itertools.product((96, 128, 256), FORMATS):
         found.append(Case(f"{precision} D={head_dim}", precision, head_dim=head_dim, tail=head_dim == 128))
     found.append(Case("odd head dim", head_dim=20, tail=True))
     return tuple(found)

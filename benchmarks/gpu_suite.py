@@ -20,13 +20,12 @@ from typing import Any
 import torch
 
 from vidaccel.files import write_json
-from vidaccel.types import PRECISIONS
 
 from . import cuda_run, end_to_end, tuning
 from .cuda_attention import FAILURES, HEADER, Deadline, Row, format_row, reason_of
 from .gpu_correctness import CASES, check_all, line, served_by_gluon
 from .ours import PLAIN, hopper, kernel_of, settle_gluon
-from .shapes import DENSITIES, MASKS
+from .shapes import DENSITIES, FORMATS, MASKS
 from .timing import Ceilings, CudaClock, measure_ceilings
 
 __all__ = ["STAGES", "Outcome", "Stage", "main", "run_stages", "shares"]
@@ -119,7 +118,7 @@ def _plan_correctness() -> list[str]:
 
 def _plan_attention() -> list[str]:
     densities = ", ".join(f"{d:g}" for d in DENSITIES)
-    return [f"{name}: {', '.join(PRECISIONS)} at densities {densities}, {' and '.join(MASKS)}" for name in _SHAPES]
+    return [f"{name}: {', '.join(FORMATS)} at densities {densities}, {' and '.join(MASKS)}" for name in _SHAPES]
 
 
 #: In the order they run.

@@ -1,8 +1,8 @@
 """What each precision costs in accuracy: relative L2 error and cosine of attention against float64 with the same mask.
 
-The masks are the same on both sides, so this is the error of the arithmetic alone, not of leaving blocks out. 8-bit
-precisions are those of :mod:`vidaccel.kernels.reference`, which rounds with exactly the scales of the kernels; the
-interpreter tests hold the kernels to it. Beside them: bf16 through ``torch-sparse`` and through plain eager attention.
+The masks are the same on both sides, so this is the error of the arithmetic alone, not of leaving blocks out. Few bits
+are those of :mod:`vidaccel.kernels.emulated`, which rounds with exactly the scales of the kernels; tests hold it and
+the kernels to the float64 oracle. Beside them: bf16 through ``torch-sparse`` and through plain eager attention.
 
 Inputs are Gaussian; Gaussian with a few channels far from zero, as keys and values of video models have them; and q, k
 and v captured from the shipped small model at three noise levels and layers.
@@ -24,7 +24,7 @@ import torch
 from vidaccel.blockmask import BlockMask
 from vidaccel.device import device_info
 from vidaccel.files import write_json
-from vidaccel.kernels import reference, torch_sparse
+from vidaccel.kernels import emulated, reference, torch_sparse
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import Dense, Neighborhood, Radial, SlidingTile, StaticPattern
 from vidaccel.types import PRECISIONS, Precision, TileShape, VideoGrid
@@ -84,7 +84,7 @@ def captured(generator: torch.Generator) -> list[Tensors]:
     layout = TokenLayout.of(GRID, TILE)
     found: list[Tensors] = []
 
-    def record(site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: object) -> torch.Tensor:
+    def record(site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
         if site.layer in LAYERS:
             tiled = site.state.tiled
             found.append((q, k, v) if tiled else (layout.tile(q), layout.tile(k), layout.tile(v)))
@@ -130,7 +130,7 @@ def quantised(precision: Precision) -> Callable[..., torch.Tensor]:
     def attention(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: TokenLayout, mask: BlockMask
     ) -> torch.Tensor:
-        out = reference.block_sparse_attention(
+        out = emulated.block_sparse_attention(
             q.bfloat16(), k.bfloat16(), v.bfloat16(), layout, mask, precision=precision
         )
         assert isinstance(out, torch.Tensor)
@@ -153,7 +153,7 @@ def measure() -> list[Row]:
     rows = []
     for kind, samples in inputs.items():
         for pattern in PATTERNS:
-            mask = BlockMask.from_dense(pattern.blocks(layout))
+            mask = pattern.mask(layout)
             exact = torch.cat([in_float64(*sample, layout, mask) for sample in samples])
             for name, method in methods.items():
                 got = torch.cat([method(*sample, layout, mask) for sample in samples]).double()

@@ -61,11 +61,12 @@ def sampled_attention(
         q, k, v: [B,S,H,D] in layout order; batch entry 0 is read.
 
     Raises:
-        ValueError: for a precision that smooths Q or V, which no named one does.
+        ValueError: for a precision that smooths Q or V, or that no kernel computes.
     """
-    if precision.smooth_q or precision.smooth_v:
+    if precision.smooth_q or precision.smooth_v or precision.emulated:
         raise ValueError(
-            f"precision {precision.name!r} smooths Q or V; the sampled oracle knows the named recipes only"
+            f"precision {precision.name!r} smooths Q or V or is emulated; the sampled oracle knows the kernels' named"
+            " recipes only"
         )
     parts = []
     for head in sample.heads:
@@ -91,7 +92,7 @@ def _one_head(
     scale = 1 / math.sqrt(q.shape[-1])
     q_rows, keys, values = q[rows].double(), k.double(), v.double()
     shift = torch.zeros(len(rows), 1, dtype=torch.float64, device=q.device)
-    if precision.qk != "native":
+    if precision.qk == "int8" or precision.qk == "fp8":
         groups = row_groups(layout, precision.granularity)
         mean = k.float().mean(0, keepdim=True) if precision.smooth_k else torch.zeros_like(k[:1], dtype=torch.float32)
         keys = quantise(k.float() - mean, groups, precision.qk).dequantise(torch.float64)

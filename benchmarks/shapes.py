@@ -13,11 +13,13 @@ from vidaccel.layout import TokenLayout
 from vidaccel.patterns import SlidingTile
 from vidaccel.types import VideoGrid
 
-__all__ = ["DENSITIES", "MASKS", "SHAPES", "Shape", "make_mask", "random_mask", "sliding_mask"]
+__all__ = ["DENSITIES", "FORMATS", "MASKS", "SHAPES", "Shape", "make_mask", "random_mask", "sliding_mask"]
 
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05)
 #: ``random``: scattered blocks, another choice for every head; ``sta``: one window of tiles for all heads.
 MASKS = ("random", "sta")
+#: One precision for each pair of number formats that the kernels multiply.
+FORMATS = ("native", "int8", "int8-fp8", "fp8-tile")
 
 
 @dataclass(frozen=True)

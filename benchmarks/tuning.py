@@ -16,7 +16,7 @@ from vidaccel.kernels.triton.autotune import Workload, sweep
 from vidaccel.types import PRECISIONS, VideoGrid
 
 from .cuda_attention import FAILURES, Deadline, reason_of
-from .shapes import Shape, make_mask
+from .shapes import FORMATS, Shape, make_mask
 
 __all__ = ["DENSITY", "HEAD_DIMS", "plan", "run"]
 
@@ -30,14 +30,14 @@ def plan() -> list[str]:
     """What :func:`run` does, a line each."""
     return [
         f"{precision}, head dim {head_dim}: shipped configurations and their neighbours at {_GRID}, density {DENSITY}"
-        for head_dim, precision in itertools.product(HEAD_DIMS, PRECISIONS)
+        for head_dim, precision in itertools.product(HEAD_DIMS, FORMATS)
     ]
 
 
 def run(device: torch.device, deadline: Deadline) -> dict[str, Any]:
     """Seconds of each candidate, the shipped choice first."""
     rows: list[dict[str, Any]] = []
-    pairs = list(itertools.product(HEAD_DIMS, PRECISIONS))
+    pairs = list(itertools.product(HEAD_DIMS, FORMATS))
     for done, (head_dim, precision) in enumerate(pairs):
         mine = Deadline(deadline.left() / (len(pairs) - done))  # an equal share, so that none is left out
         row: dict[str, Any] = {"precision": precision, "head_dim": head_dim, "density": DENSITY, "trials": []}

@@ -19,12 +19,15 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .blockmask import BlockMask
+    from .compensation.registry import build_compensation, compensation_names
     from .configs.artifact import load_plan, save_plan
     from .configs.fingerprint import Fingerprint
-    from .configs.pattern_spec import PatternSpec
+    from .configs.pattern_spec import CompensationSpec, PatternSpec
     from .configs.plan import HeadPolicy, LayerPolicy, Plan, Rule
     from .configs.presets import load_preset, preset_names, resolve_plan
     from .device import device_info
+    from .engine.guard import Guard
+    from .engine.host import Attention, attention, attention_plugin
     from .engine.session import Session
     from .errors import (
         AlreadyPatchedError,
@@ -50,9 +53,12 @@ if TYPE_CHECKING:
 __all__ = [
     "PRECISIONS",
     "AlreadyPatchedError",
+    "Attention",
     "BlockMask",
+    "CompensationSpec",
     "ConfigError",
     "Fingerprint",
+    "Guard",
     "HeadPolicy",
     "KernelError",
     "LayerPolicy",
@@ -75,7 +81,11 @@ __all__ = [
     "VidaccelWarning",
     "VideoGrid",
     "__version__",
+    "attention",
+    "attention_plugin",
+    "build_compensation",
     "build_pattern",
+    "compensation_names",
     "device_info",
     "load_plan",
     "load_preset",
@@ -94,10 +104,13 @@ _HOMES = {
     "blockmask": "BlockMask",
     "configs.artifact": "load_plan save_plan",
     "configs.fingerprint": "Fingerprint",
-    "configs.pattern_spec": "PatternSpec",
+    "compensation": "build_compensation compensation_names",  # the package, as below
+    "configs.pattern_spec": "CompensationSpec PatternSpec",
     "configs.plan": "HeadPolicy LayerPolicy Plan Rule",
     "configs.presets": "load_preset preset_names resolve_plan",
     "device": "device_info",
+    "engine.guard": "Guard",
+    "engine.host": "Attention attention attention_plugin",
     "engine.session": "Session",
     "errors": (
         "AlreadyPatchedError ConfigError KernelError LayoutError NotPatchedError OutputError PatchError PlanFileError"

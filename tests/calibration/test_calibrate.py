@@ -12,16 +12,21 @@ import torch
 
 import vidaccel
 from tests.tiny_wan import tiny_wan
-from vidaccel.calibration.calibrate import Calibrator, Effort, _request_key, _spread
+from vidaccel.calibration.calibrate import Calibrator, Effort, _spread
 from vidaccel.calibration.candidates import CandidateSet
 from vidaccel.calibration.closed_loop import check_heads, for_quality, rank_correlation
 from vidaccel.calibration.cost import Costs
 from vidaccel.calibration.drift import measure_drift
+from vidaccel.calibration.fingerprints import request_key
 from vidaccel.calibration.observations import Observations
 from vidaccel.calibration.observe import noise_edges
 from vidaccel.calibration.plans import Choices
-from vidaccel.calibration.sensitivity import latent_change
+from vidaccel.calibration.predicted import costs_on
+from vidaccel.calibration.sensitivity import choose_probes, latent_change
+from vidaccel.calibration.shape import Shape
+from vidaccel.calibration.solve import Solution
 from vidaccel.calibration.summary import calibration_result, provenance
+from vidaccel.calibration.transfer import points_of, summed_squares
 from vidaccel.configs.artifact import load_plan, save_plan
 from vidaccel.configs.pattern_spec import PatternSpec
 from vidaccel.configs.plan import HeadPolicy
@@ -43,7 +48,8 @@ CANDIDATES = CandidateSet(
     TileShape(2, 2, 2),
     (HeadPolicy(), *(HeadPolicy(spec, compensation=c) for spec in SPECS for c in ("none", "pooled_tail"))),
 )
-EFFORT = Effort(bins=2, steps=2, tiles=100, probes=4)
+EFFORT = Effort(bins=2, steps=2, tiles=100, probes=4, everywhere=3)
+SHORTER = replace(EFFORT, everywhere=0)
 
 
 def calibrator(state: Path, pipe: Any = None, **options: Any) -> Calibrator:
@@ -71,12 +77,31 @@ def test_everything_was_seen(done: Calibrator) -> None:
     assert seen.places() == [(b, "transformer", layer) for b in (0, 1) for layer in (0, 1)]
     assert seen.steps == (2, 2) and sum(len(seen.at(*place)) for place in seen.places()) == 8
     assert all(cell.prompts == 2 for cell in seen.cells.values())
-    assert all(weight > 0 for weight in seen.weight.values()) and len(seen.probes) == 4
+    assert all(weight > 0 for weight in seen.weight.values()) and len(seen.probes) == 4 + 3
     for cell in seen.cells.values():
         assert cell.error[0].max() <= 1e-6 * cell.energy.min()  # dense is exact
         np.testing.assert_allclose(cell.cosine[0], 1, atol=1e-5)
         np.testing.assert_allclose(cell.mass[0], 1, atol=1e-5)
         assert (cell.error[1:] > 0).all() and (cell.density[1:] < 1).all()
+
+
+def test_everything_is_perturbed_on_several_prompts(done: Calibrator) -> None:
+    keys = [request_key(request) for request in REQUESTS]
+    wholes = [probe for probe in done.seen.probes if "everywhere" in probe]
+    assert [(probe["key"].split("/")[1], probe["prompt"]) for probe in wholes] == [
+        ("0.35", keys[1]), ("0.35", keys[0]), ("0.7", keys[1])
+    ]  # fmt: skip
+    points = points_of(done.seen)
+    choices = Choices(done.seen, None)
+    assert choices.transfer.prompts == 2 and points[2].squares > 0 < points[0].squares
+    # the fit goes through the middle of what it was fitted to
+    for point in points:
+        assert 0.5 < choices.transfer.error(point.squares) / point.change < 2
+    # and its sum of squares is that of the solver
+    number = done.seen.candidates.index(HeadPolicy(SPECS[0]))
+    alike = Solution(tuple(np.full(2, number) for _ in choices.places), 0.0, 0.0)
+    same = summed_squares(done.seen, [(place, number) for place in choices.places])
+    assert choices.squares(alike) == pytest.approx(same)
 
 
 def test_prediction_and_run_agree(done: Calibrator) -> None:
@@ -143,6 +168,10 @@ def test_a_quality_that_is_measured(done: Calibrator) -> None:
     assert found.error <= limit and len(tried) <= 6
     with pytest.raises(ConfigError, match="no choice that was tried reaches 1"):
         for_quality(choices, measure, 1.0)
+    tried.clear()
+    with pytest.raises(ConfigError, match="there was no time to try any"):
+        for_quality(choices, measure, -limit, go_on=lambda: False)
+    assert not tried
 
 
 def test_heads_are_checked_one_by_one(done: Calibrator) -> None:
@@ -163,7 +192,7 @@ def test_rank_correlation() -> None:
 
 
 def test_both_transformers_have_their_own_steps(tmp_path: Path) -> None:
-    run = calibrator(tmp_path / "o.safetensors", tiny_wan(dual=True))
+    run = calibrator(tmp_path / "o.safetensors", tiny_wan(dual=True), effort=SHORTER)
     run.observe()
     run.perturb()
     owners = {(bin, transformer) for bin, transformer, _ in run.seen.places()}
@@ -180,7 +209,7 @@ def test_other_weights_are_another_run(done: Calibrator) -> None:
     other = tiny_wan()
     with torch.no_grad():
         other.transformer.blocks[0].attn1.to_q.weight.mul_(1.3)
-    with pytest.raises(ConfigError, match="a run with other weights or generation settings"):
+    with pytest.raises(ConfigError, match="a run with other weights;"):
         calibrator(done.state, other)
 
 
@@ -188,7 +217,7 @@ def test_pictures_have_fingerprints_of_their_content() -> None:
     from PIL import Image
 
     keys = {
-        _request_key(Request("a", 0, {"image": Image.new("RGB", (4, 4), colour)})) for colour in ("red", "red", "blue")
+        request_key(Request("a", 0, {"image": Image.new("RGB", (4, 4), colour)})) for colour in ("red", "red", "blue")
     }
     assert len(keys) == 2
 
@@ -211,7 +240,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(done: Calibrator, tmp_path: Path
             raise Killed
 
     state = tmp_path / "o.safetensors"
-    run = calibrator(state, tell=tell)
+    run = calibrator(state, tell=tell, effort=SHORTER)
     with pytest.raises(Killed):
         run.observe()
         run.perturb()
@@ -220,7 +249,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(done: Calibrator, tmp_path: Path
     stored = Observations.load(state)
     assert len(stored.done) == (1 if stage == "observe" else 2)
     assert len(stored.probes) == (0 if stage == "observe" else 2)
-    again = calibrator(state)
+    again = calibrator(state, effort=SHORTER)
     again.observe()
     again.perturb()
     assert again.seen.done == done.seen.done
@@ -232,9 +261,69 @@ def test_a_killed_run_goes_on_and_ends_the_same(done: Calibrator, tmp_path: Path
 def test_a_state_of_other_settings_is_refused_and_kept(done: Calibrator) -> None:
     before = done.state.read_bytes()
     other = [replace(REQUESTS[0], arguments={**SMALL, "num_inference_steps": 3})]
-    with pytest.raises(ConfigError, match="observations of a run with other .*generation settings"):
+    with pytest.raises(ConfigError, match="observations of a run with other generation settings;"):
         Calibrator(done.pipe, other, CANDIDATES, done.state, effort=EFFORT)
     assert done.state.read_bytes() == before
+
+
+def test_other_settings_are_refused_before_anything_runs(done: Calibrator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ran(*_: Any) -> None:
+        raise AssertionError("a generation was begun")
+
+    monkeypatch.setattr("vidaccel.calibration.calibrate.take_survey", ran)
+    fewer = replace(CANDIDATES, policies=CANDIDATES.policies[:-1])
+    for changed, what in (
+        ({"requests": [replace(REQUESTS[0], arguments={**SMALL, "negative_prompt": "b"})]}, "generation settings"),
+        ({"candidates": fewer}, "candidates"),
+        ({"effort": replace(EFFORT, bins=3)}, "noise bins"),
+    ):
+        given = {"requests": REQUESTS, "candidates": CANDIDATES, "effort": EFFORT, **changed}
+        with pytest.raises(ConfigError, match=f"a run with other {what};"):
+            Calibrator(done.pipe, given["requests"], given["candidates"], done.state, effort=given["effort"])
+
+
+def test_no_prompt_is_stored(tmp_path: Path) -> None:
+    secret = [replace(REQUESTS[0], prompt="secret", arguments={**SMALL, "negative_prompt": "secret"})]
+    run = Calibrator(tiny_wan(), secret, CANDIDATES, tmp_path / "o.safetensors", effort=EFFORT)
+    run.observe()
+    assert b"secret" not in run.state.read_bytes() and b"sha256:" in run.state.read_bytes()
+
+
+def test_layers_in_other_units_are_probed_apart(done: Calibrator) -> None:
+    seen = done.seen
+    together = choose_probes(seen, 2)
+    assert [probe.layers for probe in together] == [(0, 1), (0, 1)]
+    apart = choose_probes(seen, 2, apart={("transformer", 1)})
+    assert sorted(probe.layers for probe in apart) == [(0,), (0,), (1,), (1,)]
+
+
+def test_times_of_a_gpu_that_is_not_here(done: Calibrator, tmp_path: Path) -> None:
+    assert done.seen.shape == Shape(1, 2, 16, "float32")  # guidance branches are batches of their own
+    done.seen.save(tmp_path / "o.safetensors")
+    seen = Observations.load(tmp_path / "o.safetensors")
+    assert seen.shape == done.seen.shape
+    seen.shape = Shape(1, 12, 128, "float32")
+    found = costs_on("H200", seen)
+    assert found.origin == "predicted" and found.device.startswith("H200")
+    choices = Choices(seen, found, by="seconds")
+    calls = 2 * 2 * 4  # layers, branches, steps
+    assert choices.dense_seconds == pytest.approx(calls * found.dense) and choices.other_seconds == 0
+    solution = choices.at(choices.frontier.cost[0] * 1.5)
+    predicted = choices.predict(solution)
+    assert predicted.total == predicted.attention and predicted.total is not None
+    told = calibration_result(choices, solution)
+    assert told["costs"]["origin"] == "predicted" and "self-attention, predicted for H200" in told["costs"]["seconds"]
+    assert any("no seconds were measured" in note for note in told["notes"])
+    # what that GPU cannot run is never chosen
+    lacking = seen.candidates[1]
+    table = {policy: seconds for policy, seconds in found.table.items() if policy != lacking}
+    for budget in np.linspace(0.05, 1, 7):
+        chosen = Choices(seen, replace(found, table=table), by="density")
+        if chosen.frontier.cost[0] <= budget:
+            assert all((choice != 1).all() for choice in chosen.at(float(budget)).choices)
+    seen.shape = None
+    with pytest.raises(ConfigError, match="do not tell the shape of an attention call"):
+        costs_on("H200", seen)
 
 
 def test_no_time_means_one_prompt_and_a_note(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from vidaccel.errors import ConfigError
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import build_pattern
 from vidaccel.patterns.base import StaticPattern
-from vidaccel.types import PRECISIONS, TileShape, VideoGrid
+from vidaccel.types import KERNEL_PRECISIONS, TileShape, VideoGrid
 
 SHIPPED = Path(__file__).parents[2] / "vidaccel/calibration/candidates"
 SMALL, WAN = VideoGrid(16, 12, 12), VideoGrid(21, 30, 52)
@@ -56,6 +56,14 @@ def static_part(name: str, tmp_path: Path) -> CandidateSet:
     return own(tmp_path, yaml.safe_dump(data))
 
 
+def test_skip_factors_are_part_of_the_product(tmp_path: Path) -> None:
+    found = own(tmp_path, GOOD + "skips: [0, 2.5]\n")
+    assert len(found.policies) == 2 * len(own(tmp_path).policies)
+    assert [policy.skip for policy in found.policies[:2]] == [0.0, 2.5] and found.policies[0].is_dense
+    with pytest.raises(ConfigError, match="HeadPolicy.skip is -1"):
+        own(tmp_path, GOOD + "skips: [-1]\n")
+
+
 def test_the_set_is_a_product_with_dense_first(tmp_path: Path) -> None:
     found = own(tmp_path)
     assert (found.name, found.summary, found.tile) == ("mine", "Two windows.", None)
@@ -75,7 +83,7 @@ def test_shipped_sets_load(name: str) -> None:
     if name == "cpu":
         assert 40 <= len(found.policies) <= 65
     else:
-        assert {p.precision for p in found.policies} == set(PRECISIONS)
+        assert {p.precision for p in found.policies} == set(KERNEL_PRECISIONS)
 
 
 def test_shipped_sets_belong_together() -> None:
@@ -83,7 +91,7 @@ def test_shipped_sets_belong_together() -> None:
     assert candidate_names() == ["cpu", "cuda"]
     cpu, cuda = shipped_data("cpu"), shipped_data("cuda")
     assert cuda["patterns"] == ["dense", *cpu["patterns"]]
-    assert set(cuda["precisions"]) == set(PRECISIONS) and cpu["precisions"] == ["native"]
+    assert set(cuda["precisions"]) <= set(KERNEL_PRECISIONS) and cpu["precisions"] == ["native"]
 
 
 @pytest.mark.parametrize("grid", [SMALL, WAN], ids=str)
@@ -91,7 +99,7 @@ def test_densities_are_spread(grid: VideoGrid, tmp_path: Path) -> None:
     """On both grids: something very sparse, something nearly dense, and no wide gap between."""
     layout = TokenLayout.of(grid)
     kept, _ = usable(static_part("cpu", tmp_path), layout, device="cpu", dtype=torch.float32, head_dim=64)
-    patterns = [build_pattern(p.pattern) for p in kept if p.compensation == "none"]
+    patterns = [build_pattern(p.pattern) for p in kept if p.compensation.name == "none"]
     found = sorted(p.density(layout) for p in patterns if isinstance(p, StaticPattern))
     assert len(found) >= 15 and found[0] < 0.06 and found[-1] == 1.0
     between = [d for d in found if 0.06 <= d <= 0.75]
@@ -132,7 +140,7 @@ def test_full_masks_are_dense(tmp_path: Path) -> None:
     )
     assert len(kept) == 3
     assert reasons[policy(1.0, 1.0, 1.0)] == "keeps the same blocks of a 16x12x12 grid as dense"
-    assert "nothing for a tail to add" in reasons[policy(1.0, 1.0, 1.0, tail=True)]
+    assert "nothing is left to compensate" in reasons[policy(1.0, 1.0, 1.0, tail=True)]
 
 
 def test_what_no_kernel_runs_is_left_out(tmp_path: Path) -> None:
@@ -141,7 +149,7 @@ def test_what_no_kernel_runs_is_left_out(tmp_path: Path) -> None:
     assert {p.precision for p in kept} == {"native"} and len(kept) == 5
     assert set(kept) | set(reasons) == set(found.policies)
     for left, reason in reasons.items():
-        assert left.precision == "int8" and "no kernel runs precision 'int8'" in reason
+        assert left.precision == "int8" and "it is only emulated on cpu" in reason
     with pytest.raises(ConfigError, match="nothing is known about a GPU 'gpu'; known are A100"):
         usable(found, TokenLayout.of(SMALL), device="gpu", dtype=torch.float32, head_dim=64)
 
@@ -173,7 +181,7 @@ def test_run_time_patterns_are_kept() -> None:
         ("compensations: [none, pooled_tail]", "", "compensations is None"),
         ("precisions: [native, int8]", "precisions: native", "precisions is 'native'; give a list"),
         ("[native, int8]", "[native, int3]", "pattern 1: HeadPolicy.precision is 'int3'"),
-        ("[none, pooled_tail]", "[none, magic]", "pattern 2: HeadPolicy.compensation is 'magic'"),
+        ("[none, pooled_tail]", "[none, magic]", "pattern 1: no compensation is called 'magic'"),
         ("- dense", "- dens", "pattern 1: no pattern is called 'dens'"),
         ("window: [1.0, 0.1, 0.1]", "windows: 3", "pattern 2: pattern 'sliding_tile' has no parameter windows"),
         ("[1.0, 0.1, 0.1]", "[1.0, 2.5, 0.1]", "pattern 2: sliding_tile: window along height is 2.5"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,8 @@ import torch
 
 from vidaccel.calibration import bench, cost_store
 from vidaccel.calibration.cost import Costs, cost_cache, measure_costs
+from vidaccel.compensation import Call, Compensation
+from vidaccel.compensation import registry as compensations
 from vidaccel.configs import HeadPolicy, LayerPolicy, PatternSpec
 from vidaccel.errors import ConfigError, KernelError
 from vidaccel.layout import TokenLayout
@@ -38,9 +39,9 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls that were timed, in order; dense takes 8 s, sparse 2 s, and every other dense call all doubles."""
     calls: list[str] = []
 
-    def seconds(run: Callable[[], object], device: torch.device) -> float:
-        run()
-        calls.append("dense" if run.__name__ == "dense" else "sparse")
+    def seconds(run: bench._Run, device: torch.device) -> float:
+        run.go()
+        calls.append("dense" if run.go.__name__ == "dense" else "sparse")
         slow = 1 + calls.count("dense") % 2
         return slow * (8.0 if calls[-1] == "dense" else 2.0)
 
@@ -136,19 +137,19 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_what_no_kernel_runs_raises() -> None:
     with pytest.raises(KernelError, match="no kernel runs precision 'int8'"):
-        measure([replace(COLUMN, precision="int8")])
+        measure([replace(COLUMN, precision="int8")], dtype=torch.float64)
 
 
 def test_mixed_layers_cost_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Alone COLUMN takes .25 of dense and PLANE .75, any mixture .2 more than the mean of its members."""
     alone = {HeadPolicy(): 1.0, COLUMN: 0.25, PLANE: 0.75}
 
-    def call(layer: LayerPolicy, *rest: object) -> Callable[[], float]:
+    def call(layer: LayerPolicy, *rest: object) -> bench._Run:
         mean = sum(alone[head] for head in layer.heads) / len(layer.heads)
-        return lambda: mean if layer.is_uniform else mean + 0.2
+        return bench._Run(lambda: mean if layer.is_uniform else mean + 0.2)
 
     monkeypatch.setattr(bench, "_call", call)
-    monkeypatch.setattr(bench, "_seconds", lambda run, device: 10.0 * (1.0 if run.__name__ == "dense" else run()))
+    monkeypatch.setattr(bench, "_seconds", lambda run, device: 10.0 * (1.0 if run.go.__name__ == "dense" else run.go()))
     found = measure([COLUMN], cache=tmp_path)
     assert found.mixing == pytest.approx(2.0)
     assert found.layer([COLUMN, COLUMN]) == found.seconds(COLUMN) == 2.5
@@ -192,10 +193,34 @@ def test_run_time_patterns_choose_in_each_call(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(bench, "_MIXES", 0)
     monkeypatch.setitem(registry._PATTERNS, "own_block", _Own)
-    monkeypatch.setattr(bench, "choose_blocks", choose)
+    monkeypatch.setattr("vidaccel.engine.run.choose_blocks", choose)
     routed = HeadPolicy(PatternSpec.make("own_block"), compensation="pooled_tail")
     assert measure([routed]).seconds(routed) > 0
     assert [tuple(blocks.shape) for blocks in chosen] == [(1, 2, 9, 9)] * 2  # warm-up and one round
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Reminded(Compensation):
+    """Notes in each call how many there were before in this generation."""
+
+    name: ClassVar[str] = "reminded"
+    stateful: ClassVar[bool] = True
+    seen: ClassVar[list[int]] = []
+
+    def attend(self, call: Call) -> torch.Tensor:
+        number = call.memory.get("number", 0)
+        self.seen.append(number)
+        call.memory["number"] = number + 1
+        return call.sparse()
+
+
+def test_what_remembers_is_timed_over_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_MIXES", 0)
+    monkeypatch.setitem(compensations._REGISTRY.known, "reminded", _Reminded)
+    _Reminded.seen.clear()
+    policy = replace(COLUMN, compensation="reminded")
+    assert measure([policy]).seconds(policy) > 0
+    assert _Reminded.seen == list(range(12)) * 2  # warm-up and one round
 
 
 def test_round_trip() -> None:

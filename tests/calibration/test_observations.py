@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vidaccel.calibration.observations import Cell, Observations, Place, Sample
+from vidaccel.calibration.shape import Shape
 from vidaccel.configs.fingerprint import Fingerprint
 from vidaccel.configs.pattern_spec import PatternSpec
 from vidaccel.configs.plan import HeadPolicy
@@ -121,9 +123,25 @@ def test_a_plan_is_no_observations(tmp_path: Path) -> None:
 def test_another_run_is_refused(tmp_path: Path) -> None:
     first, second = observations(1), observations(1)
     first.check_same(second, "o")
-    second.settings = {"height": 64}
-    second.edges = (0.0, 0.4, 1.0)
-    with pytest.raises(
-        ConfigError, match="a run with other noise bins, weights or generation settings; use the same settings"
-    ):
+    second.edges, second.tile = (0.0, 0.4, 1.0), None
+    with pytest.raises(ConfigError, match="a run with other tile, noise bins; use the same settings"):
         first.check_same(second, "o")
+    second.settings = {"arguments": {"height": 64}, "bins": 3, "weights": "other"}
+    with pytest.raises(ConfigError, match="a run with other generation settings, noise bins, .*weights; use the same"):
+        first.check_same(second, "o")
+
+
+def test_files_without_a_shape_can_be_read(tmp_path: Path) -> None:
+    """Earlier versions did not store it."""
+    seen = observations(1)
+    assert seen.shape is None
+    seen.save(tmp_path / "o.safetensors")
+    assert Observations.load(tmp_path / "o.safetensors").shape is None
+    seen.shape = Shape(2, 3, 64, "bfloat16", 5, True)
+    seen.save(tmp_path / "o.safetensors")
+    assert Observations.load(tmp_path / "o.safetensors").shape == seen.shape
+    for wrong in ({"heads": 0}, {"dtype": "int7"}, {"text_tokens": -1}, {"text_first": 1}):
+        with pytest.raises(ConfigError, match="is no shape"):
+            replace(seen.shape, **wrong)
+    with pytest.raises(ConfigError, match="lacks one of batch"):
+        Shape.from_dict({"batch": 1})

@@ -35,7 +35,7 @@ def candidates(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def common(tiny_model: Path, small: tuple[str, ...], candidates: Path) -> tuple[Any, ...]:
-    efforts = ("--bins", 2, "--probes", 4, "--tiles", 4)
+    efforts = ("--bins", 2, "--probes", 2, "--whole-probes", 2, "--tiles", 4)
     return ("-m", tiny_model, *small, "--candidates", candidates, *efforts)
 
 
@@ -55,6 +55,14 @@ def test_from_prompts_to_plan_page_and_other_plans(
     assert len(calibration["prediction"]) == 3 and len(made["prompts"]) == 1 and made["prompts"][0]["seed"] == 1000
     assert "data:video/mp4;base64," in page.read_text()
     assert dict(load_plan(plan).provenance)["budget"] == "--density 0.6"
+    assert b"a red ball" not in plan.read_bytes()  # of which a copy may go to anyone
+
+    # both predictions stand beside what was measured, and the later one is used from now on
+    before, after = calibration["predicted"]["error"], calibration["after_validation"]["error"]
+    assert calibration["measured"]["error"] == pytest.approx(made["prompts"][0]["latent_error"])
+    assert before > 0 and after > 0 and before != after
+    assert calibration["after_validation"]["transfer"]["prompts"] == calibration["transfer"]["prompts"] + 1
+    assert "the same, prediction fitted to these runs too" in page.read_text()
 
     # others from the same observations, without the model
     observations = plan.with_suffix(".observations.safetensors")
@@ -67,6 +75,15 @@ def test_from_prompts_to_plan_page_and_other_plans(
         errors.append(json.loads(told.read_text())["predicted"]["error"])
     assert errors == sorted(errors, reverse=True) and errors[-1] == 0
     assert "least predicted error by cost" in vidaccel("solve", observations).output
+
+    # for a GPU that is not here
+    told = tmp_path / "h200.json"
+    result = vidaccel("solve", observations, "--speedup", 1.2, "--gpu", "H200", "--json", told)
+    assert "seconds of self-attention, predicted for H200" in result.output
+    elsewhere = json.loads(told.read_text())
+    assert elsewhere["costs"]["origin"] == "predicted"
+    assert elsewhere["predicted"]["seconds"] <= elsewhere["dense"]["seconds"] / 1.2
+    assert any("no seconds were measured" in note for note in elsewhere["notes"])
 
     # and checked at another size, where the fingerprint's grid does not fit but the windows carry
     larger = [option.replace("--width=64", "--width=96") for option in small]
@@ -105,3 +122,31 @@ def test_what_is_refused(refused: Callable[..., str], common: tuple[Any, ...], t
     assert "--validate is 0" in refused("calibrate", *common, *out, "--psnr", 30, "--validate", 0)
     assert not (tmp_path / "p.safetensors").exists()
     assert "is dense everywhere" in refused("check", "dense", *common[:7], "--prompt", "a")
+
+
+def test_for_a_gpu_that_is_not_here(
+    vidaccel: Run, refused: Callable[..., str], common: tuple[Any, ...], tmp_path: Path
+) -> None:
+    plan, figures = tmp_path / "plan.safetensors", tmp_path / "figures.json"
+    asked = ("calibrate", *common, "--prompt", "a red ball", "--speedup", 1.1, "-o", plan)
+    vidaccel(*asked, "--target-gpu", "H200", "--validate", 1, "--json", figures)
+    made = json.loads(figures.read_text())["calibration"]
+    assert made["costs"] == {
+        "device": "H200 SXM", "origin": "predicted", "seconds": "seconds of self-attention, predicted for H200 SXM"
+    }  # fmt: skip
+    # the validation ran here, so its seconds are no measurement of that prediction
+    assert "seconds" not in made["measured"] and made["measured"]["error"] >= 0
+    assert dict(load_plan(plan).provenance)["costs"] == "predicted on H200 SXM"
+    assert "nothing is known about a GPU" in refused(*asked, "--target-gpu", "abacus")
+
+
+def test_minutes_bound_everything(vidaccel: Run, common: tuple[Any, ...], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("vidaccel.calibration.calibrate.cost_cache", lambda: tmp_path / "costs")
+    monkeypatch.setattr("vidaccel.calibration.calibrate.Calibrator.left", lambda self: 0.0)
+    plan, figures = tmp_path / "plan.safetensors", tmp_path / "figures.json"
+    asked = ("--prompt", "a red ball", "--density", 0.6, "--check-heads", 2, "--max-minutes", 60)
+    vidaccel("calibrate", *common, *asked, "-o", plan, "--json", figures)
+    made = json.loads(figures.read_text())
+    assert "prompts" not in made and "prediction" not in made["calibration"] and load_plan(plan).rules
+    notes = " ".join(made["calibration"]["notes"])
+    assert "the time was up before validation" in notes and "after 0 of 2 single heads" in notes

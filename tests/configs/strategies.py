@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from vidaccel.configs.fingerprint import Fingerprint
-from vidaccel.configs.pattern_spec import PatternSpec
+from vidaccel.configs.pattern_spec import CompensationSpec, PatternSpec
 from vidaccel.configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
 from vidaccel.types import PRECISIONS, TileShape, VideoGrid
 
@@ -17,9 +17,9 @@ _scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | _floats | 
 _extents = st.integers(1, 40)
 
 
-def _spec(values: st.SearchStrategy) -> st.SearchStrategy[PatternSpec]:
+def _spec(values: st.SearchStrategy, kind: type[PatternSpec] = PatternSpec) -> st.SearchStrategy[PatternSpec]:
     params = st.dictionaries(_names, values | st.tuples(values, values), max_size=3)
-    return st.builds(lambda name, given: PatternSpec(name, tuple(given.items())), _names, params)
+    return st.builds(lambda name, given: kind(name, tuple(given.items())), _names, params)
 
 
 #: Patterns of any name with any parameters, also nested as in a union.
@@ -30,8 +30,10 @@ specs = _spec(_scalars | _spec(_scalars))
 def heads(draw: st.DrawFn) -> HeadPolicy:
     """One head's policy."""
     spec = draw(st.just(PatternSpec("dense")) | specs)
-    compensation = "none" if spec.name == "dense" else draw(st.sampled_from(["none", "pooled_tail"]))
-    return HeadPolicy(spec, draw(st.sampled_from(sorted(PRECISIONS))), compensation)
+    rules = st.sampled_from(["none", "pooled_tail"]) | _spec(_scalars, CompensationSpec)
+    compensation = "none" if spec.name == "dense" else draw(rules)
+    skip = draw(st.sampled_from([0.0, 1e-3, 30.0]))
+    return HeadPolicy(spec, draw(st.sampled_from(sorted(PRECISIONS))), compensation, skip)
 
 
 @st.composite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.configs.strategies import plans
-from vidaccel.configs.pattern_spec import PatternSpec
+from vidaccel.configs.pattern_spec import CompensationSpec, PatternSpec
 from vidaccel.configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
 from vidaccel.errors import ConfigError, LayoutError
 from vidaccel.types import TileShape
@@ -118,6 +119,15 @@ def test_text_of_a_head() -> None:
     head = HeadPolicy(PatternSpec.make("radial", decay=0.2), "int8", "pooled_tail")
     assert str(head) == "radial(decay=0.2) int8 + pooled_tail"
     assert str(HeadPolicy()) == "dense"
+    repaired = HeadPolicy(PatternSpec("radial"), compensation=CompensationSpec.make("delta", queries=2), skip=30)
+    assert str(repaired) == "radial + delta(queries=2), skip 30"
+    assert not HeadPolicy(skip=1.0).is_dense and head.tail and not repaired.tail
+
+
+def test_a_bare_name_is_a_compensation_without_parameters() -> None:
+    named, spelt = "pooled_tail", CompensationSpec("pooled_tail")
+    assert replace(STA, compensation=named) == replace(STA, compensation=spelt) != STA
+    assert CompensationSpec("none") != PatternSpec("none")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +149,11 @@ def test_text_of_a_head() -> None:
         pytest.param(lambda: Rule(SPARSE, transformer="unet"), "valid are transformer, transformer_2", id="expert"),
         pytest.param(lambda: Rule(STA), "give a LayerPolicy", id="head as policy"),
         pytest.param(lambda: HeadPolicy(precision="fp4"), "valid are native, int8", id="precision"),
-        pytest.param(lambda: HeadPolicy(compensation="magic"), "valid are none, pooled_tail", id="compensation"),
+        pytest.param(lambda: HeadPolicy(compensation=3), "give a name or CompensationSpec", id="compensation"),
+        pytest.param(lambda: HeadPolicy(compensation="a b"), "a compensation's name is 'a b'", id="its name"),
+        pytest.param(lambda: HeadPolicy(skip=-1), "give a scale factor of at least 0", id="skip below 0"),
+        pytest.param(lambda: HeadPolicy(skip=float("nan")), "give a scale factor of at least 0", id="skip nan"),
+        pytest.param(lambda: HeadPolicy(skip=True), "give a scale factor of at least 0", id="skip bool"),
         pytest.param(lambda: HeadPolicy(compensation="pooled_tail"), "the dense pattern skips none", id="dense tail"),
         pytest.param(lambda: HeadPolicy("sta"), "give PatternSpec.make", id="pattern text"),
         pytest.param(lambda: LayerPolicy(()), "LayerPolicy.heads is empty", id="no heads"),

@@ -25,10 +25,13 @@ from vidaccel.types import TileShape, VideoGrid
 
 SPARSE = ["neighborhood", "radial", "sta", "svg-static"]  # fixed by the token grid
 DYNAMIC = [
-    "draft", "haste", "hip", "minference", "nabla", "rectified", "sale", "sparge", "svg", "svg-ear", "vsa-free",
-    "xattention",
+    "draft", "haste", "hip", "minference", "nabla", "pasa", "rectified", "s2", "sale", "sparge", "svg", "svg-ear",
+    "svg-ear-clusters", "svg2", "vsa-free", "xattention",
 ]  # fmt: skip
-PRESETS = sorted(["dense", *SPARSE, *DYNAMIC])
+QUANTISED = ["binary", "fps", "sage", "sage2", "sage2-int4", "sage3"]  # in few bits, with hardly a pattern
+REPAIRED = ["delta", "razor", "rettention"]  # fixed patterns with a compensation of their own
+TRAINED = ["seer", "sla", "vsa"]  # for models or gates trained for them
+PRESETS = sorted(["blasst", "dense", "gna", *SPARSE, *DYNAMIC, *QUANTISED, *REPAIRED, *TRAINED])
 
 GRIDS = {
     "small model": VideoGrid(16, 12, 12),
@@ -104,7 +107,7 @@ def test_svg_keeps_its_first_layer_dense() -> None:
 @pytest.mark.parametrize("name", SPARSE)
 def test_dropping_compensation_is_one_word(name: str, tmp_path: Path) -> None:
     """What each summary promises."""
-    assert sparse_head(name).compensation == "pooled_tail"
+    assert sparse_head(name).compensation.name == "pooled_tail"
     text = (Path(__file__).parents[2] / "vidaccel/configs/presets" / f"{name}.yaml").read_text()
     assert text.count("compensation: pooled_tail") == 1
     own = tmp_path / "own.yaml"
@@ -125,7 +128,7 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sta").mkdir()
     assert resolve_plan("sta") is load_preset("sta")  # a text without a suffix is a preset's name, whatever exists
     for wrong in ("stta", "mine.pt", Path("sta")):
-        with pytest.raises(ConfigError, match=r"neither a preset nor a plan file; presets are dense, .* end in"):
+        with pytest.raises(ConfigError, match=r"neither a preset nor a plan file; presets are .*dense, .* end in"):
             resolve_plan(wrong)
     with pytest.raises(ConfigError, match="plan is a int; give a Plan"):
         resolve_plan(3)

@@ -51,7 +51,7 @@ def test_a_window_over_the_whole_grid_runs_as_the_model_does() -> None:
 def test_missing_precision_runs_natively_and_says_so() -> None:
     quantised = plan(HeadPolicy(WINDOW, precision="int8"))
     pipe = CASES[0].make()
-    session = vidaccel.patch(pipe, quantised)
+    session = vidaccel.patch(pipe, quantised, kernel="torch-sparse")
     found = CASES[0].run(pipe)
     report = session.report()
     assert report.sparse_calls == report.calls
@@ -61,9 +61,21 @@ def test_missing_precision_runs_natively_and_says_so() -> None:
     vidaccel.patch(pipe, plan(HeadPolicy(WINDOW)))
     assert torch.equal(CASES[0].run(pipe), found)
     vidaccel.unpatch(pipe)
-    vidaccel.patch(pipe, quantised, strict=True)
+    vidaccel.patch(pipe, quantised, kernel="torch-sparse", strict=True)
     with pytest.raises(StrictError, match="int8"):
         CASES[0].run(pipe)
+
+
+@pytest.mark.parametrize("precision", ["int8-fp8", "nvfp4"])
+def test_few_bits_are_emulated_on_the_cpu_and_the_report_says_so(precision: str) -> None:
+    pipe = CASES[0].make()
+    session = vidaccel.patch(pipe, plan(HeadPolicy(WINDOW, precision=precision)), strict=True)
+    found = CASES[0].run(pipe)
+    report = session.report()
+    assert report.kernels == {"emulated": 12} and not report.fallbacks
+    vidaccel.unpatch(pipe)
+    vidaccel.patch(pipe, plan(HeadPolicy(WINDOW, precision=precision)), kernel="reference")
+    torch.testing.assert_close(found, CASES[0].run(pipe), rtol=1e-2, atol=1e-2)
 
 
 def test_the_oracle_runs_quantised_when_asked_by_name() -> None:
@@ -125,8 +137,9 @@ def test_bad_input_is_not_blamed_on_the_kernel() -> None:
         pipe.transformer.blocks[0].attn1.to_v.weight[0, 0] = float("nan")
     session = vidaccel.patch(pipe, plan(HeadPolicy(WINDOW)))
     with pytest.warns(vidaccel.VidaccelWarning, match="the input of this layer is at fault"):
-        CASES[0].run(pipe)
-    assert session.report().sparse_calls == 0
+        found = CASES[0].run(pipe)
+    assert session.report().layers[0]["sparse_calls"] == 0
+    assert torch.isfinite(found).all()  # what is not finite counts as 0
 
 
 def test_strict_raises_where_a_call_would_fall_back() -> None:

@@ -108,17 +108,12 @@ class Watcher:
     def wants(self, site: AttentionSite) -> bool:
         return site.layer == 1
 
-    def observe(
-        self,
-        site: AttentionSite,
-        layout: TokenLayout,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
-        assert layout.tile_shape == TILE and q.shape[1] == layout.tokens
-        exact = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    def observe(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
+        assert heads.layout.tile_shape == TILE and heads.q.shape[1] == heads.layout.tokens
+        assert (heads.transformer, heads.layer) == ("transformer", 1)
+        exact = torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (heads.q, heads.k, heads.v))
+        )
         torch.testing.assert_close(exact.transpose(1, 2), out, rtol=1e-4, atol=1e-5)
         assert site.state.moment is not None
         self.seen.append((site.state.moment.branch or "", site.layer, site.state.moment.noise_level))

@@ -19,7 +19,7 @@ from vidaccel.errors import KernelError
 from vidaccel.kernels.triton import costmodel
 from vidaccel.kernels.triton.configs import Config, Entry, table
 from vidaccel.kernels.triton.costmodel import Hardware, Prediction, Step, check, hardware, predict, step_of
-from vidaccel.types import PRECISIONS
+from vidaccel.types import KERNEL_PRECISIONS, PRECISIONS
 
 ARCHES = sorted({entry.arch for entry in table()})
 NATIVE = PRECISIONS["native"]
@@ -97,7 +97,7 @@ def test_one_long_list_is_a_matter_of_balance(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", KERNEL_PRECISIONS)
 def test_predictions_behave(arch: int, name: str) -> None:
     layout = WAN.layout()
     precision = PRECISIONS[name]

@@ -11,10 +11,11 @@ import torch
 from tests.kernels.helpers import make_layout, random_mask, random_qkv
 from vidaccel.blockmask import BlockMask
 from vidaccel.errors import KernelError, LayoutError
+from vidaccel.kernels import emulated
 from vidaccel.kernels.contract import KernelRequest, Skips
 from vidaccel.kernels.quantise import quantise, quantise_channels, quantise_weights, row_groups
 from vidaccel.kernels.reference import block_sparse_attention, why_not
-from vidaccel.types import PRECISIONS, Precision
+from vidaccel.types import KERNEL_PRECISIONS, PRECISIONS, Precision
 
 LAYOUT = make_layout((2, 5, 7), (2, 3, 4), text=5)
 NATIVE = PRECISIONS["native"]
@@ -74,7 +75,7 @@ SMOOTHED = [
     Precision("int8-k", qk="int8", smooth_k=True),
     Precision("int8-qk", qk="int8", smooth_k=True, smooth_q=True),
     Precision("fp8-v", qk="fp8", pv="fp8", granularity="tensor", smooth_v=True),
-    *PRECISIONS.values(),
+    *KERNEL_PRECISIONS.values(),  # the others: test_few_bits.py
 ]
 
 
@@ -208,6 +209,11 @@ def test_skips_by_brute_force(threshold: float) -> None:
             torch.testing.assert_close(out[0, rows, h], part.softmax(-1) @ v[0, keys, h].double())
             torch.testing.assert_close(lse[0, h, rows], part.logsumexp(-1))
     assert torch.equal(skips.skipped, counts)
+    again = Skips.of(limits, q)
+    emulation = emulated.block_sparse_attention(q, k, v, LAYOUT, mask, skips=again, return_lse=True)
+    for found, wanted in zip(emulation, (out, lse), strict=True):
+        torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(again.skipped, counts)
     if threshold == -0.1:
         assert counts.any()
 

@@ -9,13 +9,13 @@ from vidaccel.errors import KernelError
 from vidaccel.kernels.contract import KernelRequest
 from vidaccel.kernels.triton import cannot_skip, lacks
 from vidaccel.kernels.triton.configs import Config, arch_of, choose, kind_of, table
-from vidaccel.types import PRECISIONS, Precision
+from vidaccel.types import KERNEL_PRECISIONS, PRECISIONS, Precision
 
 ARCHS = (80, 86, 89, 90, 100, 120)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda p: p.name)
+@pytest.mark.parametrize("precision", KERNEL_PRECISIONS.values(), ids=lambda p: p.name)
 @pytest.mark.parametrize("head_dim", [20, 64, 96, 128])
 def test_whatever_a_device_can_multiply_has_a_configuration(arch: int, precision: Precision, head_dim: int) -> None:
     kind = kind_of(torch.bfloat16, precision)
@@ -69,6 +69,10 @@ def test_an_unknown_device_uses_the_nearest_older_one(
         ((8, 6), "int8", None),
         ((8, 6), "int8-fp8", "cannot multiply fp8"),
         ((8, 9), "fp8-tile", None),
+        ((9, 0), "nvfp4", "9.0 cannot multiply 4-bit floats"),
+        ((12, 0), "nvfp4", "no Triton kernel here computes precision 'nvfp4'"),
+        ((9, 0), "int4-fp8", "no Triton kernel here"),
+        ((9, 0), "int8-fp8-acc16", "no Triton kernel here"),
     ],
 )
 def test_what_a_device_lacks(capability: tuple[int, int], name: str, reason: str | None) -> None:

@@ -44,19 +44,25 @@ def test_names() -> None:
     ]
     assert sorted(set(pattern_names()) - set(static)) == [
         "anchor",
+        "clustered",
         "draft",
         "error_routing",
         "hash_buckets",
         "hierarchical",
         "minference",
+        "ordered",
+        "pasa",
         "pooled_top_k",
         "pooled_top_p",
         "rectified",
         "reuse",
         "sale",
+        "seer",
+        "shards",
         "sparge",
         "stochastic_top_k",
         "svg",
+        "svg2",
         "xattention",
     ]
 
@@ -200,7 +206,7 @@ def test_unions_are_counted_with_the_unions_inside() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("sta", {}, "no pattern is called 'sta'; valid are anchor, dense, draft, error_routing,"),
+        ("sta", {}, "no pattern is called 'sta'; valid are anchor, clustered, dense, draft, error_routing,"),
         ("dense", {"window": 1}, "'dense' has no parameter window; its parameters are none"),
         ("radial", {"width": 1, "decay": 1}, "no parameter width; its parameters are min_coverage, decay, near,"),
         ("sliding_tile", {}, "'sliding_tile' needs window; its parameters are window"),

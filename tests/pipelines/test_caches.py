@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,6 +15,8 @@ import torch
 import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
+from vidaccel.errors import ConfigError
+from vidaccel.pipelines.caches import Cache, enabled
 
 CASE = CASES[0]
 STEPS = 8
@@ -88,3 +93,48 @@ def test_cache_and_plan_together(name: str, first: str, monkeypatch: pytest.Monk
     assert [(moment.step, moment.branch) for moment in moments] == [
         (step, branch) for step in range(STEPS) for branch in ("cond", "uncond")
     ]
+
+
+@pytest.mark.parametrize("text", ["first-block:0.5", "taylorseer:3", "pab", "mag"])
+def test_a_cache_by_one_word(text: str, tmp_path: Path) -> None:
+    if text == "mag":
+        (tmp_path / "ratios.json").write_text(json.dumps([1.0] * STEPS))
+        text = f"mag:{tmp_path / 'ratios.json'}"
+    cache = Cache.parse(text)
+    pipe = CASE.make()
+    plain = run(pipe)
+    session = vidaccel.patch(pipe, SPARSE)
+    with enabled(pipe, cache, STEPS):
+        assert pipe.transformer.is_cache_enabled
+        with_cache = run(pipe)
+        calls = session.report().calls
+        with pytest.raises(ConfigError, match="transformer has a cache already"), enabled(pipe, cache, STEPS):
+            pass
+    session.close()
+    assert 0 < calls < 2 * STEPS * 2, "the cache skipped some of two layers, cond and uncond"
+    assert torch.isfinite(with_cache).all()
+    assert not pipe.transformer.is_cache_enabled and torch.equal(run(pipe), plain), "nothing of it is left"
+
+
+def test_no_cache_is_no_cache() -> None:
+    pipe = CASE.make()
+    with enabled(pipe, None, STEPS):
+        assert not pipe.transformer.is_cache_enabled
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fbcache", "the cache 'fbcache' is not known; valid are first-block, taylorseer, pab, mag"),
+        ("first-block:0", "give a number above 0"),
+        ("first-block:nan", "give a number above 0"),
+        ("taylorseer:1", "give a whole number of at least 2"),
+        ("pab:2.5", "give a whole number of at least 2"),
+        ("mag", "the cache mag needs a value, mag:VALUE; it is the JSON file"),
+        ("mag:missing.json", "the ratios for the cache mag in missing.json cannot be read"),
+    ],
+)
+def test_caches_that_there_are_not(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        Cache.parse(text)
+    assert str(Cache.parse("first-block")) == "first-block:0.08"

@@ -1,4 +1,9 @@
-"""Times attention calls as a patched layer makes them, on random data, in turns with dense attention."""
+"""Times attention calls as a patched layer makes them, on random data, in turns with dense attention.
+
+Patterns that remember find nothing to remember, because on random data everything changes from call to call.
+Compensations that remember are timed over all calls of a short generation, so that costly and cheap ones are mixed as
+they would be there.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +12,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from ..blockmask import BlockMask
 from ..configs.plan import HeadPolicy, LayerPolicy
 from ..engine.guard import what_is_wrong
 from ..engine.prepare import prepare
-from ..kernels.contract import KernelRequest
+from ..engine.run import run_heads
 from ..kernels.dispatch import select
 from ..layout import TokenLayout
-from ..patterns.dynamic import Heads, choose_blocks
+from ..patterns.dynamic import Heads
 
 __all__ = ["Timing", "time_policies"]
 
@@ -27,8 +32,16 @@ _MOST_ROUNDS = 15
 _AT_A_TIME = 4
 #: Layers of mixed policies that are timed.
 _MIXES = 8
+#: Calls of the short generation over which a compensation that remembers is timed.
+_STEPS = 12
 
-_Run = Callable[[], object]
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Something to time: ``go`` makes so many attention calls."""
+
+    go: Callable[[], object]
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ def time_policies(
     layers = [LayerPolicy((policy,)) for policy in policies] + [LayerPolicy(mixed) for mixed in mixes]
     calls = [_call(layer, layout, q, k, v) for layer in layers]
     with torch.no_grad():
-        seconds, found = _rounds(dense, [call for call in calls if call is not None], device, budget_seconds)
+        seconds, found = _rounds(_Run(dense), [call for call in calls if call is not None], device, budget_seconds)
     timed = iter(found)
     ratios = [1.0 if call is None else next(timed) for call in calls]
     alone = {HeadPolicy(): 1.0, **dict(zip(policies, ratios, strict=False))}
@@ -114,7 +127,7 @@ def _rounds(
 ) -> tuple[float, list[float]]:
     """Median seconds of dense attention, and each run's median ratio to it."""
     for run in (dense, *runs):  # compilation and first touches
-        run()
+        run.go()
     times: list[float] = []
     ratios: list[list[float]] = [[] for _ in runs]
     start = time.perf_counter()
@@ -131,39 +144,34 @@ def _rounds(
 
 def _call(layer: LayerPolicy, layout: TokenLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> _Run | None:
     """What a patched layer runs, guard included; ``None`` if that is dense attention."""
-    groups = [
-        (select(KernelRequest.of(q, group.precision, tail=group.tail)), group)
-        for group in prepare(layer, q.shape[2], layout)
-    ]
+    groups = [(select(group.request(q)), group) for group in prepare(layer, q.shape[2], layout)]
     if not groups:
         return None
+    steps = _STEPS if any(group.compensation.stateful for _, group in groups) else 1
 
-    def run() -> object:
-        out = torch.empty_like(q)
-        for kernel, group in groups:
-            qh, kh, vh = (q, k, v) if group.heads is None else (x.index_select(2, group.heads) for x in (q, k, v))
-            mask, tail = group.mask, group.tail
-            if mask is None:
-                assert group.pattern is not None
-                mask = BlockMask.from_dense(choose_blocks(group.pattern, Heads(qh, kh, vh, layout)))
-                mask.density(layout)  # which the statistics ask for in each call
-                tail = tail and not mask.is_full()
-            result = kernel(qh, kh, vh, layout, mask, precision=group.precision, tail=tail)
-            assert isinstance(result, torch.Tensor)  # no LSE was asked for
-            if group.heads is None:
-                out = result
-            else:
-                out.index_copy_(2, group.heads, result)
-        return what_is_wrong(out, v)
+    def run() -> None:
+        memories: list[dict[str, Any]] = [{} for _ in groups]
+        for step in range(steps):
+            # each time anew, because it remembers what patterns computed from it
+            heads = Heads(q, k, v, layout, noise_level=1 - (step + 0.5) / steps, step=step)
+            out = torch.empty_like(q)
+            for (kernel, group), memory in zip(groups, memories, strict=True):
+                memory.pop("pattern", None)
+                result, _ = run_heads(kernel, group, heads if group.heads is None else heads.only(group.heads), memory)
+                if group.heads is None:
+                    out = result
+                else:
+                    out.index_copy_(2, group.heads, result)
+            what_is_wrong(out, v)
 
-    return run
+    return _Run(run, steps)
 
 
 def _seconds(run: _Run, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
-    run()
+    run.go()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / run.calls

@@ -4,39 +4,40 @@ so a run that is killed goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..configs.plan import Plan
-from ..engine.attend import Observer
-from ..engine.session import Session
 from ..errors import ConfigError
-from ..layout import TokenLayout
 from ..patchers.fingerprint import fingerprint_of
-from ..pipelines.generate import Generation, Request, accepted_arguments, generate
-from ..pipelines.patch import find_transformers, patch
+from ..pipelines.generate import Request, generate
+from ..pipelines.patch import find_transformers
 from ..version import __version__
 from .candidates import CandidateSet, usable
 from .cost import Costs, device_name, measure_costs
 from .cost_store import cost_cache
+from .fingerprints import request_key, run_settings
 from .observations import Observations
-from .observe import CandidateWatcher, LevelWatcher, noise_edges
-from .sensitivity import choose_probes, run_probe
+from .observe import CandidateWatcher, noise_edges
+from .predicted import costs_on, find_gpu, half_of
+from .projections import projections
+from .running import must_run
+from .sensitivity import choose_probes, everywhere_key, run_everywhere, run_probe
+from .shape import Shape
+from .survey import take_survey, watching
 
-__all__ = ["STANDING_DENSITIES", "Calibrator", "Effort", "Survey"]
+__all__ = ["STANDING_DENSITIES", "Calibrator", "Effort"]
 
 #: Densities for which :meth:`Calibrator.standing` tells the least error.
 STANDING_DENSITIES = (0.1, 0.2, 0.35, 0.5)
+
+#: Density at which everything is perturbed at once, and others that tell how smaller and larger errors add up.
+_EVERYWHERE, _OTHER_SIZES = 0.35, (0.7, 0.1)
 
 #: ``tell(stage, done, total)``: what is being done, and how far it is.
 Tell = Callable[[str, int, int], None]
@@ -51,39 +52,18 @@ class Effort:
         steps: denoising steps to look at in each bin and prompt.
         tiles: query tiles to sample in each call.
         probes: most perturbed generations; at least one for each noise bin and transformer is made.
+        everywhere: most generations in which everything is perturbed at once, on several prompts.
         max_minutes: observing ends after half of it, and layers are perturbed in groups so that the rest is enough.
+        kept_back: share of ``max_minutes`` that is left to what comes after perturbing.
     """
 
     bins: int = 5
     steps: int = 1
     tiles: int = 12
     probes: int = 15
+    everywhere: int = 12
     max_minutes: float = math.inf
-
-
-@dataclass(frozen=True, eq=False)
-class Survey:
-    """One dense generation, looked at from outside.
-
-    Args:
-        levels, owners: noise level and transformer by step.
-        layout: order and blocks of the tokens of a layer.
-        batch, heads, head_dim: of q.
-        dtype: of q.
-        total, attention: seconds of the generation, and of self-attention in it.
-        generation: what came out.
-    """
-
-    levels: dict[int, float]
-    owners: dict[int, str]
-    layout: TokenLayout
-    batch: int
-    heads: int
-    head_dim: int
-    dtype: torch.dtype
-    total: float
-    attention: float
-    generation: Generation
+    kept_back: float = 0.0
 
 
 class Calibrator:
@@ -98,9 +78,11 @@ class Calibrator:
         tell: is told about the progress.
         edges: bounds of the noise bins, or ``None`` to divide the steps evenly.
         distinct: leave out candidates that come out as the same blocks as another.
+        target: name of the GPU that the plan is for, if it is not this device; see :func:`.predicted.find_gpu`.
 
     Raises:
-        ConfigError: if there is no request, or the file is of another run.
+        ConfigError: if there is no request, the GPU is unknown, or the file is of another run; what can be compared
+            before anything runs is.
         PlanFileError: if the file is damaged.
     """
 
@@ -115,22 +97,28 @@ class Calibrator:
         tell: Tell = lambda stage, done, total: None,
         edges: tuple[float, ...] | None = None,
         distinct: bool = True,
+        target: str | None = None,
     ) -> None:
         if not requests:
             raise ConfigError("there is no prompt to calibrate on; give at least one")
         self.pipe, self.requests, self.state = pipe, list(requests), Path(state)
         self.effort, self.tell = effort or Effort(), tell
+        self.target = None if target is None else find_gpu(target).name
         self._began = time.monotonic()
+        self._settings = run_settings(pipe, self.requests[0], candidates, self.effort.bins)
         stored = Observations.load(self.state) if self.state.exists() else None
+        if stored is not None:
+            stored.check_settings(self._settings, self.state)
         self.tell("survey", 0, 1)
-        self.survey = self._survey(candidates)
+        self.survey = take_survey(pipe, self.requests[0], candidates.tile)
         self.tell("survey", 1, 1)
         self.seen, self.dropped = self._start(candidates, edges, distinct)
         if stored is not None:
             stored.check_same(self.seen, self.state)
             stored.times, stored.notes = self.seen.times, []  # of this machine, and of this run
             self.seen = stored
-        self._metrics = _projections(pipe)
+        self._metrics = projections(pipe)
+        self._latents = {request_key(self.requests[0]): self.survey.generation.latents}
 
     # -- the stages -----------------------------------------------------------------------------------------------
 
@@ -139,7 +127,7 @@ class Calibrator:
         steps, before = self._steps_by_bin(), len(self.seen.done)
         for number, request in enumerate(self.requests):
             self.tell("observe", number, len(self.requests))
-            key = _request_key(request)
+            key = request_key(request)
             if key in self.seen.done:
                 continue
             if self.seen.done and not self._time_for(0.5, len(self.seen.done) - before):
@@ -149,8 +137,8 @@ class Calibrator:
             watcher = CandidateWatcher(
                 self.seen, wanted, tiles=self.effort.tiles, metrics=self._metrics, seed=int(key[:8], 16)
             )
-            with _watching(self.pipe, watcher, self.seen.tile):
-                generate(self.pipe, request)
+            with watching(self.pipe, watcher, self.seen.tile):
+                self._latents[key] = generate(self.pipe, request).latents
             samples = watcher.samples()
             if not samples:
                 raise ConfigError("no attention call could be observed; vidaccel models tells what this model runs")
@@ -159,36 +147,63 @@ class Calibrator:
         self.tell("observe", len(self.requests), len(self.requests))
 
     def perturb(self) -> None:
-        """The probes that are not in the file yet."""
-        probes = choose_probes(self.seen, self._affordable_probes())
+        """The probes that are not in the file yet: of single layers on one prompt, then of everything on several."""
+        probes = choose_probes(self.seen, self._affordable_probes(), apart=frozenset(self._metrics))
         done = {str(probe["key"]) for probe in self.seen.probes}
         request, reference = self.requests[0], self.survey.generation.latents
         if reference is None:
             raise ConfigError(
                 f"{type(self.pipe).__name__} does not decode one latent at the end, so it cannot be probed"
             )
+        wholes = self._everywhere()
+        total = len(probes) + len(wholes)
         for number, probe in enumerate(probes):
-            self.tell("perturb", number, len(probes))
+            self.tell("perturb", number, total)
             if probe.key in done:
                 continue
             run_probe(self.pipe, self.seen, probe, request, reference)
             self.seen.save(self.state)
-        self.tell("perturb", len(probes), len(probes))
+        for number, (density, request) in enumerate(wholes):
+            self.tell("perturb", len(probes) + number, total)
+            key = request_key(request)
+            if everywhere_key(density, key) in done:
+                continue
+            latents = self._latents.get(key)
+            if not self._time_to_perturb(2 if latents is None else 1):
+                self._note(f"the time was up after {number} of {len(wholes)} generations with everything perturbed")
+                break
+            if latents is None:  # this prompt was observed before this run was killed and begun again
+                latents = self._latents[key] = generate(self.pipe, request).latents
+            assert latents is not None  # as above
+            run_everywhere(self.pipe, self.seen, density, request, key, latents)
+            self.seen.save(self.state)
+        self.tell("perturb", total, total)
+
+    def _everywhere(self) -> list[tuple[float, Request]]:
+        """Densities and prompts: as many prompts as possible, because they differ much, and other sizes on a few."""
+        seen = [request for request in (*self.requests[1:], self.requests[0]) if request_key(request) in self.seen.done]
+        most = self.effort.everywhere
+        prompts = seen[: most - most // 3]
+        others = [(density, request) for request in prompts for density in _OTHER_SIZES]
+        return [(_EVERYWHERE, request) for request in prompts] + others[: most // 3]
 
     def time(self, *, budget_seconds: float = 60.0, cache: Path | None = None) -> Costs:
-        """Seconds of each candidate on this machine."""
+        """Seconds of each candidate: measured on this machine, or predicted for the GPU that the plan is for."""
         self.tell("time", 0, 1)
-        found = measure_costs(
-            self.seen.candidates,
-            self.survey.layout,
-            heads=self.survey.heads,
-            head_dim=self.survey.head_dim,
-            batch=self.survey.batch,
-            dtype=self.survey.dtype,
-            device=self.survey.layout.device,
-            budget_seconds=budget_seconds,
-            cache=cost_cache() if cache is None else cache,
-        )
+        if self.target is not None:
+            found = costs_on(self.target, self.seen)
+        else:
+            found = measure_costs(
+                self.seen.candidates,
+                self.survey.layout,
+                heads=self.survey.heads,
+                head_dim=self.survey.head_dim,
+                batch=self.survey.batch,
+                dtype=self.survey.dtype,
+                device=self.survey.layout.device,
+                budget_seconds=budget_seconds,
+                cache=cost_cache() if cache is None else cache,
+            )
         self.seen.costs = found.to_dict()
         self.seen.save(self.state)
         self.tell("time", 1, 1)
@@ -230,54 +245,35 @@ class Calibrator:
             found.append(f"the observed errors of one layer are uncertain by {worst:.0%}; more prompts would help")
         return found
 
-    # -- parts ------------------------------------------------------------------------------------------------------
+    def left(self) -> float:
+        """Seconds of ``max_minutes`` that are left, less than 0 after them."""
+        return self.effort.max_minutes * 60 - (time.monotonic() - self._began)
 
-    def _survey(self, candidates: CandidateSet) -> Survey:
-        request = self.requests[0]
-        watcher = LevelWatcher()  # a short run, which also does the first-time work that no generation costs
-        with _watching(self.pipe, watcher, candidates.tile):
-            generate(self.pipe, _short(self.pipe, request))
-        session = patch(self.pipe, Plan.dense())
-        try:
-            session.observer = levels = LevelWatcher(layout=watcher.layout)
-            generation = generate(self.pipe, request)
-            report = session.report()
-        finally:
-            session.close()
-        if watcher.layout is None:
-            reasons = "; ".join(report.fallbacks) or "no attention layer was called"
-            raise ConfigError(f"nothing can be calibrated: {reasons}")
-        batch, _, heads, head_dim = watcher.shape
-        assert watcher.dtype is not None
-        seconds = generation.seconds["total"]
-        return Survey(
-            levels.levels, levels.owners, watcher.layout, batch, heads, head_dim, watcher.dtype, seconds,
-            report.attention_seconds, generation,
-        )  # fmt: skip
+    # -- parts ------------------------------------------------------------------------------------------------------
 
     def _start(
         self, candidates: CandidateSet, edges: tuple[float, ...] | None, distinct: bool
     ) -> tuple[Observations, dict[str, str]]:
         survey = self.survey
-        policies, dropped = usable(
-            candidates,
-            survey.layout,
-            device=survey.layout.device,
-            dtype=survey.dtype,
-            head_dim=survey.head_dim,
-            distinct=distinct,
-        )
+        layout = survey.layout
+        here: dict[str, Any] = {"device": layout.device, "dtype": survey.dtype, "head_dim": survey.head_dim}
+        there = here if self.target is None else {**here, "device": self.target, "dtype": half_of(survey.dtype)}
+        policies, dropped = usable(candidates, layout, **there, distinct=distinct)
+        if self.target is not None:
+            ran = replace(candidates, policies=tuple(p for p in policies if p.is_dense or must_run(p)))
+            _, cannot = usable(ran, layout, **here, distinct=False)
+            dropped |= {policy: f"can only be judged by running it here: {why}" for policy, why in cannot.items()}
+            policies = tuple(policy for policy in policies if policy not in cannot)
         _, model, family = find_transformers(self.pipe)[0]
         edges = edges or noise_edges(survey.levels, survey.owners, self.effort.bins)
-        settings = {key: value for key, value in survey.generation.settings.items() if key not in ("prompt", "seed")}
-        settings["weights"] = _weights_digest(self.pipe)
         seen = Observations(
             candidates=policies,
             tile=survey.layout.tile_shape,
             fingerprint=fingerprint_of(family, model, getattr(self.pipe, "scheduler", None), survey.layout.grid),
             edges=edges,
             steps=(0,) * (len(edges) - 1),
-            settings=settings,
+            settings=self._settings,
+            shape=Shape.of(survey.layout, survey.batch, survey.heads, survey.head_dim, survey.dtype),
             times={"total": survey.total, "attention": survey.attention},
             provenance={
                 "vidaccel": __version__,
@@ -304,33 +300,22 @@ class Calibrator:
 
     def _affordable_probes(self) -> int:
         """As many as were asked for, or as the time allows; layers are perturbed in larger groups then."""
-        left = self.effort.max_minutes * 60 - (time.monotonic() - self._began)
-        if left >= self.effort.probes * self.survey.total:
+        wanted = self.effort.probes + self.effort.everywhere
+        if self._time_to_perturb(wanted):
             return self.effort.probes
-        affordable = max(1, int(left / self.survey.total))
+        affordable = max(1, int(self._left_to_perturb() / self.survey.total * self.effort.probes / wanted))
         self._note(f"the time was enough for about {affordable} of {self.effort.probes} perturbed generations")
         return affordable
+
+    def _time_to_perturb(self, generations: int) -> bool:
+        return self._left_to_perturb() >= generations * self.survey.total
+
+    def _left_to_perturb(self) -> float:
+        return (1 - self.effort.kept_back) * self.effort.max_minutes * 60 - (time.monotonic() - self._began)
 
     def _note(self, text: str) -> None:
         if text not in self.seen.notes:
             self.seen.notes.append(text)
-
-
-@contextmanager
-def _watching(pipe: Any, watcher: Observer, tile: Any) -> Iterator[Session]:
-    session = patch(pipe, Plan.dense())
-    try:
-        session.observer, session.observed_tile = watcher, tile
-        yield session
-    finally:
-        session.close()
-
-
-def _short(pipe: Any, request: Request) -> Request:
-    """The same with two steps, where the pipeline has steps."""
-    if "num_inference_steps" not in accepted_arguments(pipe) or {"timesteps", "sigmas"} & set(request.arguments):
-        return request
-    return replace(request, arguments={**request.arguments, "num_inference_steps": 2})
 
 
 def _spread(steps: Sequence[Sequence[int]], count: int, prompt: int) -> list[int]:
@@ -340,48 +325,3 @@ def _spread(steps: Sequence[Sequence[int]], count: int, prompt: int) -> list[int
         most = min(count, len(inside))
         found += [inside[(prompt + i * len(inside) // most) % len(inside)] for i in range(most)]
     return sorted(set(found))
-
-
-def _request_key(request: Request) -> str:
-    """A fingerprint of prompt, seed and arguments; prompts themselves are not stored."""
-    arguments = {name: _content(value) for name, value in request.arguments.items()}
-    text = json.dumps([request.prompt, request.seed, arguments], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _content(value: Any) -> str:
-    """A text that is the same for equal values, pictures and tensors included, in every process."""
-    value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-    if hasattr(value, "tobytes"):
-        return hashlib.sha256(value.tobytes()).hexdigest()
-    return "[" + ", ".join(map(_content, value)) + "]" if isinstance(value, list | tuple) else str(value)
-
-
-def _weights_digest(pipe: Any) -> str:
-    """A fingerprint of some attention weights and the adapters, so that another checkpoint or LoRA is noticed."""
-    digest = hashlib.sha256()
-    for name, model, family in find_transformers(pipe):
-        digest.update(f"{name} {sorted(getattr(model, 'peft_config', None) or {})}".encode())
-        for layer, (_, module) in enumerate(family.attention_layers(model)):
-            for key, weight in module.named_parameters():
-                if not weight.is_meta and weight.is_floating_point():
-                    digest.update(f"{layer} {key} {weight.detach().flatten()[:8].tolist()}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _projections(pipe: Any) -> Mapping[tuple[str, int], torch.Tensor]:
-    """W^T W of each head's part of the output projection, by transformer and layer; absent where there is none."""
-    found = {}
-    for name, model, family in find_transformers(pipe):
-        for layer, (_, module) in enumerate(family.attention_layers(model)):
-            out = getattr(module, "to_out", None)
-            linear = out[0] if isinstance(out, torch.nn.ModuleList | torch.nn.Sequential) and len(out) else out
-            weight = getattr(linear, "weight", None)
-            heads = family.heads_of(module)
-            if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
-                continue
-            if weight.dim() != 2 or weight.shape[1] % heads:
-                continue
-            parts = weight.detach().float().view(weight.shape[0], heads, -1).transpose(0, 1)
-            found[(name, layer)] = parts.mT @ parts
-    return found

@@ -1,7 +1,8 @@
 """What calibration may choose from: sets of head policies, written as YAML.
 
-A set is the product of its patterns, compensations and precisions; plain dense attention always belongs to it and
-comes first. Which of them make sense on a device and a token grid is asked later, by :func:`usable`.
+A set is the product of its patterns, compensations, precisions and, where given, skip factors; plain dense attention
+always belongs to it and comes first. Which of them make sense on a device and a token grid is asked later, by
+:func:`usable`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..compensation import build_compensation
 from ..configs.codec import take, tile_from_data
-from ..configs.pattern_spec import PatternSpec
+from ..configs.pattern_spec import CompensationSpec, PatternSpec
 from ..configs.plan import HeadPolicy
 from ..configs.strict_yaml import parse_yaml, read_yaml
 from ..errors import ConfigError, KernelError
@@ -30,7 +33,7 @@ from .predicted import find_gpu, why_not_on
 
 __all__ = ["CandidateSet", "candidate_names", "load_candidates", "usable"]
 
-_KEYS = ("name", "summary", "tile", "patterns", "compensations", "precisions")
+_KEYS = ("name", "summary", "tile", "patterns", "compensations", "precisions", "skips")
 _WHAT = "a set of candidates"
 _SUFFIXES = (".yaml", ".yml")
 
@@ -103,6 +106,7 @@ def _from_data(data: object) -> CandidateSet:
         if not isinstance(given.get(key), str) or not given[key].strip():
             raise ConfigError(f"{key} is {given.get(key)!r}; give a text")
     patterns, compensations, precisions = (_entries(given, key) for key in ("patterns", "compensations", "precisions"))
+    skips = _entries(given, "skips") if "skips" in given else [0.0]
     policies = {HeadPolicy(): None}
     specs: set[PatternSpec] = set()
     for number, entry in enumerate(patterns, 1):
@@ -112,10 +116,13 @@ def _from_data(data: object) -> CandidateSet:
             if spec in specs:
                 raise ConfigError(f"{spec} comes twice; give each pattern once")
             specs.add(spec)
-            for compensation in compensations:
-                if spec.name == "dense" and compensation != "none":
+            for entry in compensations:
+                compensation = CompensationSpec.from_data(entry)
+                build_compensation(compensation)
+                if spec.name == "dense" and compensation.name != "none":
                     continue  # nothing is skipped, so there is nothing to repair
-                policies.update({HeadPolicy(spec, precision, compensation): None for precision in precisions})
+                for precision, skip in product(precisions, skips):
+                    policies[HeadPolicy(spec, precision, compensation, skip)] = None
         except ConfigError as error:
             raise ConfigError(f"pattern {number}: {error}") from None
     return CandidateSet(given["name"], given["summary"], tile_from_data(given.get("tile")), tuple(policies))
@@ -158,15 +165,16 @@ def usable(
     why_not = _ask(layout, device, dtype, head_dim)
     kept: list[HeadPolicy] = []
     reasons: dict[HeadPolicy, str] = {}
-    seen: dict[tuple[bytes, str, bool], HeadPolicy] = {}
+    seen: dict[tuple[bytes, str, str, str, float], HeadPolicy] = {}
     for policy in candidates.policies:
-        tail = policy.compensation == "pooled_tail"
+        rule = build_compensation(policy.compensation)
         pattern = build_pattern(policy.pattern)
         if isinstance(pattern, StaticPattern):
             blocks = pattern.blocks(layout)
-            key = (blocks.numpy().tobytes(), policy.precision, tail)
-            if tail and bool(blocks.all()):
-                reasons[policy] = f"keeps every block of a {layout.grid} grid, so there is nothing for a tail to add"
+            rule_inside = repr(pattern) if pattern.cuts_blocks else ""  # equal blocks may hold different tokens
+            key = (blocks.numpy().tobytes(), rule_inside, policy.precision, policy.compensation.key, policy.skip)
+            if bool(blocks.all()) and not rule_inside and rule.name != "none" and not rule.always:
+                reasons[policy] = f"keeps every block of a {layout.grid} grid, so nothing is left to compensate"
                 continue
             same = seen.setdefault(key, policy)
             if distinct and same is not policy:
@@ -189,11 +197,14 @@ def _ask(layout: TokenLayout, device: str | torch.device, dtype: torch.dtype, he
         return lambda policy: why_not_on(gpu, policy, layout, dtype=dtype, head_dim=head_dim)
 
     def why_not(policy: HeadPolicy) -> str | None:
-        tail = policy.compensation == "pooled_tail"
+        rule, skip = build_compensation(policy.compensation), policy.skip > 0
+        precision = PRECISIONS[policy.precision]
         try:
-            select(KernelRequest(here.type, dtype, head_dim, PRECISIONS[policy.precision], tail))
+            kernel = select(KernelRequest(here.type, dtype, head_dim, precision, rule.tail, rule.lse, skip))
         except KernelError as error:
             return str(error)
+        if kernel.name == "emulated":
+            return f"it is only emulated on {here.type}, which never saves time"
         return None
 
     return why_not

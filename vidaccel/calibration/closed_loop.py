@@ -19,20 +19,32 @@ from .solve import Solution
 __all__ = ["HeadCheck", "check_heads", "for_quality", "rank_correlation"]
 
 
-def for_quality(choices: Choices, measure: Callable[[Solution], float], target: float, *, runs: int = 6) -> Solution:
+def for_quality(
+    choices: Choices,
+    measure: Callable[[Solution], float],
+    target: float,
+    *,
+    runs: int = 6,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Solution:
     """The cheapest choice whose measured quality reaches ``target``, by bisection along the front.
 
     Args:
         measure: quality of a choice in a validation run, higher is better (PSNR in dB).
         runs: most validation runs.
+        go_on: whether there is time for another; asked before each.
 
     Raises:
-        ConfigError: if even the most careful choice that skips anything does not reach it.
+        ConfigError: if none of the choices that were tried reaches it.
     """
     front = choices.frontier
     low, high = 0, len(front.cost) - 1  # the last vertex has no error at all
     best: Solution | None = None
-    for _ in range(runs):
+    for tried in range(runs):
+        if not go_on():
+            if not tried:
+                raise ConfigError("there was no time to try any choice; allow more minutes")
+            break
         if low > high:
             break
         middle = (low + high) // 2

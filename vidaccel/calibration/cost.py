@@ -62,6 +62,10 @@ class Costs:
         if not isinstance(self.mixing, int | float) or not math.isfinite(self.mixing):
             raise ConfigError(f"Costs.mixing is {self.mixing!r}; give a finite number")
 
+    def knows(self, policy: HeadPolicy) -> bool:
+        """Whether :meth:`seconds` can tell this policy's."""
+        return policy.is_dense or policy in self.table
+
     def seconds(self, policy: HeadPolicy) -> float:
         """Seconds of the call with all heads under ``policy``.
 
@@ -133,7 +137,7 @@ def measure_costs(
     """Times one attention call per policy on this machine.
 
     Patterns that choose their blocks in each call are timed with that choice, on random data and with nothing
-    remembered of an earlier call.
+    remembered of an earlier call. Compensations that remember are timed over the calls of a short generation.
 
     Args:
         policies: what to time; plain dense attention is timed in any case.

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kernels.quantise import quantise_weights, round_queries_and_keys, round_values
+from ..kernels.quantise import round_queries_and_keys, round_values, round_weights
 from ..layout import TokenLayout
 from ..pooling import block_means, log_block_sizes
-from ..types import Precision
+from ..types import PRECISIONS, Precision
 
 __all__ = ["Row", "Scores", "evaluate"]
 
@@ -89,7 +89,9 @@ def evaluate(
     heads = q.shape[0]
     means = block_means(k, layout), block_means(v, layout), log_block_sizes(layout, q.device)
     totals = [_empty(row.keep.shape[0], heads, q.device) for row in rows]
-    exact_inputs = _Rounded(q, k, v, torch.zeros_like(k[..., :1, :]), torch.zeros_like(v[..., :1, :]), weights=False)
+    exact_inputs = _Rounded(
+        q, k, v, torch.zeros_like(k[..., :1, :]), torch.zeros_like(v[..., :1, :]), PRECISIONS["native"]
+    )
     rounded = [_Rounded.of(q, k, v, layout, row.precision) if row.precision.quantised else exact_inputs for row in rows]
     sizes, padded = layout.block_sizes.to(q.device), _padded(layout, q.device)
     tokens = 0
@@ -115,21 +117,25 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Rounded:
-    """What a precision multiplies, [H,S,D], and what smoothing took away before, [H,1,D]."""
+    """What a precision multiplies, [H,S,D], and what smoothing took away before, [H,1,D].
+
+    Q smoothing's term is a product of its own, ``q_mean (k - k_mean)^T``, so it stands in further channels of q and k.
+    """
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     k_mean: torch.Tensor
     v_mean: torch.Tensor
-    weights: bool
+    precision: Precision
 
     @staticmethod
     def of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: TokenLayout, precision: Precision) -> _Rounded:
         q_rounded, k_rounded, q_mean, k_mean = round_queries_and_keys(q, k, layout, precision)
-        v_rounded, v_mean = round_values(v, precision)
-        # what smoothing takes from Q is multiplied unrounded, which is the same as adding it back before
-        return _Rounded(q_rounded + q_mean, k_rounded, v_rounded, k_mean, v_mean, precision.pv == "fp8")
+        v_rounded, v_mean = round_values(v, layout, precision)
+        if precision.smooth_q:
+            q_rounded, k_rounded = torch.cat([q_rounded, q_mean], -1), torch.cat([k_rounded, k - k_mean], -1)
+        return _Rounded(q_rounded, k_rounded, v_rounded, k_mean, v_mean, precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +165,7 @@ def _sums(
     blocks, longest = padded.shape
     by_block = torch.nn.functional.pad(weights, (0, 1))[:, padded.reshape(-1)].view(-1, blocks, longest)
     values = torch.nn.functional.pad(x.v[h], (0, 0, 0, 1))[padded.reshape(-1)].view(blocks, longest, -1)
-    multiplied = quantise_weights(by_block).dequantise(torch.float32) if x.weights else by_block
+    multiplied = round_weights(by_block, x.precision, [longest])
     return _Sums(top, by_block.sum(-1), torch.bmm(multiplied.transpose(0, 1), values).transpose(0, 1))
 
 

@@ -21,6 +21,7 @@ from ..configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy
 from ..configs.sealed import Sealed
 from ..errors import ConfigError, PlanFileError
 from ..types import TileShape
+from .shape import Shape
 
 __all__ = ["Cell", "Observations", "Place", "Sample"]
 
@@ -48,7 +49,10 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One prompt's figures in one cell, per query token and candidate: error, cosine, mass and density are [C,H]."""
+    """One prompt's figures in one cell, per query token and candidate: error, cosine, mass and density are [C,H].
+
+    The mass of candidates that were judged by running is not known, and 0 stands for it.
+    """
 
     error: Floats
     cosine: Floats
@@ -112,6 +116,8 @@ _FILE = Sealed(
     },
     max_bytes=256 << 20,  # 40 layers of 40 heads, 5 bins, 2 branches, 60 candidates: 20 MB in all
 )
+#: Far above any model: 40 layers of two transformers, 5 bins and 2 branches with 60 candidates have 48,000.
+_MOST_ROWS = 1 << 20
 _META = (
     *("candidates", "tile", "fingerprint", "done", "settings", "times", "steps", "probes", "costs", "notes"),
     "provenance",
@@ -128,7 +134,7 @@ class Observations:
         fingerprint: of the model, with its token grid.
         edges: bounds of the noise bins, ascending from 0 to 1.
         steps: denoising steps of each bin in one generation.
-        settings: arguments of the generations, JSON-able.
+        settings: of the run, JSON-able; see :func:`.fingerprints.run_settings`.
         cells: by place.
         weight: (bin, transformer, layer) -> squared relative error of the final latent for one unit of error there.
         done: fingerprints of the prompts and seeds that are in.
@@ -137,6 +143,7 @@ class Observations:
         costs: seconds by policy on the device of the run, :meth:`.cost.Costs.to_dict`; empty if not measured yet.
         notes: things worth knowing.
         provenance: texts on where this comes from.
+        shape: of one attention call; ``None`` in files of earlier versions.
     """
 
     candidates: tuple[HeadPolicy, ...]
@@ -153,6 +160,7 @@ class Observations:
     costs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, str] = field(default_factory=dict)
+    shape: Shape | None = None
 
     @property
     def bins(self) -> int:
@@ -224,6 +232,7 @@ class Observations:
                 for name in ("done", "settings", "times", "probes", "costs", "notes", "provenance")
             },
             "steps": list(self.steps),
+            **({} if self.shape is None else {"shape": self.shape.to_dict()}),
         }
         _FILE.write(path, meta, tensors)
 
@@ -234,23 +243,30 @@ class Observations:
         Raises:
             PlanFileError: if it is missing, truncated, damaged, or not of this kind and version.
         """
-        path = Path(path)
-        meta, tensors = _FILE.read(path)
-        try:
-            return _from_parts(take(meta, _META, "its metadata"), tensors)
-        except (ValueError, TypeError, KeyError, IndexError) as error:  # ConfigError is a ValueError
-            raise PlanFileError(f"{path} is not a usable observations file: {error}") from None
+        return _FILE.load(path, _from_parts)
+
+    def check_settings(self, settings: Mapping[str, Any], path: str | Path) -> None:
+        """Raises :class:`ConfigError` unless a run with these settings may go on with these observations."""
+        apart = {name for name in {*self.settings, *settings} if self.settings.get(name) != settings.get(name)}
+        _refuse([_SETTINGS.get(name, name) for name in sorted(apart)], path)
 
     def check_same(self, other: Observations, path: str | Path) -> None:
         """Raises :class:`ConfigError` unless a run like ``other`` may go on with these observations."""
+        self.check_settings(other.settings, path)
         names = {"candidates": "candidates", "tile": "tile", "fingerprint": "model or grid", "edges": "noise bins"}
-        names |= {"settings": "weights or generation settings"}
-        apart = [what for name, what in names.items() if _plain(self, name) != _plain(other, name)]
-        if apart:
-            raise ConfigError(
-                f"{path} holds observations of a run with other {', '.join(apart)}; use the same settings, or another"
-                " --state file, or delete that one to begin anew"
-            )
+        _refuse([what for name, what in names.items() if _plain(self, name) != _plain(other, name)], path)
+
+
+#: What settings are called in messages.
+_SETTINGS = {"arguments": "generation settings", "bins": "noise bins"}
+
+
+def _refuse(apart: Sequence[str], path: str | Path) -> None:
+    if apart:
+        raise ConfigError(
+            f"{path} holds observations of a run with other {', '.join(apart)}; use the same settings, or another"
+            " --state file, or delete that one to begin anew"
+        )
 
 
 def _plain(of: Observations, name: str) -> Any:
@@ -265,43 +281,52 @@ def _code(place: Place) -> tuple[int, int, int, int]:
 
 
 def _from_parts(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> Observations:
+    take(meta, (*_META, "shape"), "its metadata")
     missing = [key for key in _META if key not in meta]
     if missing:
         raise PlanFileError(f"its metadata lacks {', '.join(missing)}; write it again")
     candidates = tuple(policy_from_data(data, f"candidate {i}") for i, data in enumerate(meta["candidates"]))
-    edges = tuple(tensors["edges"].reshape(-1).tolist())
+    edges = tuple(tensors["edges"].tolist()) if tensors["edges"].ndim == 1 else ()
     if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or any(not low < high for low, high in pairwise(edges)):
         raise PlanFileError("its noise bins do not ascend from 0 to 1; write it again")
     places = _places(tensors["place"], len(edges) - 1)
-    shape = (len(places), len(candidates))
-    if any(tensors[name].ndim != 3 or tensors[name].shape[:2] != shape for name in _FIELDS):
+    energy_shape = tensors["energy"].shape
+    shape = (len(places), len(candidates), energy_shape[-1] if energy_shape else 0)
+    if (
+        any(tensors[name].shape != shape for name in _FIELDS)
+        or energy_shape != (shape[0], shape[2])
+        or tensors["prompts"].shape != (len(places),)
+        or len(set(places)) != len(places)
+        or len(places) * len(candidates) > _MOST_ROWS
+    ):
         raise PlanFileError("its tensors do not fit together; write it again")
     cells = {}
     for i, place in enumerate(places):
-        heads = int(np.isfinite(tensors["energy"][i]).sum())
+        known = np.isfinite(tensors["energy"][i])
+        heads = int(known.sum())
+        if not known[:heads].all() or tensors["prompts"][i] < 0:  # unknown heads come last
+            raise PlanFileError(f"its figures of {place} are not those of some heads; write it again")
         parts = {name: np.ascontiguousarray(tensors[name][i, :, :heads]) for name in _FIELDS}
         if not all(np.isfinite(part).all() for part in parts.values()):
             raise PlanFileError(f"its figures of {place} are not finite; write it again")
         energy = np.ascontiguousarray(tensors["energy"][i, :heads])
         cells[place] = Cell(prompts=int(tensors["prompts"][i]), energy=energy, **parts)
-    weight = {}
-    for b, t, layer, w in tensors["weight"].reshape(-1, 4).tolist():
-        weight[(int(b), TRANSFORMERS[int(t)], int(layer))] = float(w)
     return Observations(
         candidates=candidates,
         tile=tile_from_data(meta["tile"]),
         fingerprint=Fingerprint.from_data(meta["fingerprint"]),
         edges=edges,
         steps=_numbers(meta["steps"], len(edges) - 1),
-        settings=dict(meta["settings"]),
+        settings=_mapping(meta["settings"], "settings"),
         cells=cells,
-        weight=weight,
-        done=[str(key) for key in meta["done"]],
-        times={str(key): float(value) for key, value in meta["times"].items()},
-        probes=[dict(probe) for probe in meta["probes"]],
-        costs=dict(meta["costs"]),
-        notes=[str(note) for note in meta["notes"]],
-        provenance={str(key): str(value) for key, value in meta["provenance"].items()},
+        weight=_weights(tensors["weight"], len(edges) - 1),
+        done=_texts(meta["done"], "prompts"),
+        times={key: float(value) for key, value in _mapping(meta["times"], "times").items()},
+        probes=[_mapping(probe, "probes") for probe in meta["probes"]],
+        costs=_mapping(meta["costs"], "costs"),
+        notes=_texts(meta["notes"], "notes"),
+        provenance=dict(zip(meta["provenance"], _texts(list(meta["provenance"].values()), "provenance"), strict=True)),
+        shape=Shape.from_dict(meta["shape"]) if "shape" in meta else None,
     )
 
 
@@ -316,7 +341,33 @@ def _places(codes: np.ndarray, bins: int) -> list[Place]:
     return found
 
 
+def _weights(table: np.ndarray, bins: int) -> dict[tuple[int, str, int], float]:
+    rows = table.ndim == 2 and table.shape[1] == 4 and bool(np.isfinite(table).all())
+    if not rows or (table[:, :3] != np.trunc(table[:, :3])).any():
+        raise PlanFileError("its table of weights has not three whole numbers and a weight a row; write it again")
+    found = {}
+    for b, t, layer, w in table.tolist():
+        if not (0 <= b < bins and 0 <= t < len(TRANSFORMERS) and 0 <= layer < 1 << 31 and w >= 0):
+            raise PlanFileError("its table of weights holds codes that mean nothing; write it again")
+        found[(int(b), TRANSFORMERS[int(t)], int(layer))] = float(w)
+    if len(found) != len(table):
+        raise PlanFileError("its table of weights names a place twice; write it again")
+    return found
+
+
+def _texts(values: Any, what: str) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise PlanFileError(f"its {what} are no list of texts; write it again")
+    return list(values)
+
+
+def _mapping(values: Any, what: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise PlanFileError(f"its {what} are no mapping; write it again")
+    return dict(values)
+
+
 def _numbers(values: Sequence[Any], count: int) -> tuple[int, ...]:
-    if len(values) != count or not all(isinstance(v, int) and v >= 0 for v in values):
+    if len(values) != count or not all(type(v) is int and v >= 0 for v in values):
         raise PlanFileError(f"its steps are {values!r}; valid are {count} whole numbers; write it again")
     return tuple(values)

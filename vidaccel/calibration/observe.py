@@ -19,6 +19,7 @@ from ..patterns.registry import build_pattern
 from ..types import PRECISIONS
 from .evaluate import Row, Scores, evaluate
 from .observations import Place, Sample
+from .running import Judged, Runner, judge, must_run
 
 if TYPE_CHECKING:
     from .observations import Observations
@@ -46,17 +47,9 @@ class LevelWatcher:
         self.owners[site.state.moment.step] = site.state.name
         return self.layout is None
 
-    def observe(
-        self,
-        site: AttentionSite,
-        layout: TokenLayout,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
+    def observe(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
         """Keeps shapes."""
-        self.layout, self.shape, self.dtype = layout, tuple(q.shape), q.dtype
+        self.layout, self.shape, self.dtype = heads.layout, tuple(out.shape), out.dtype
 
 
 def noise_edges(levels: Mapping[int, float], owners: Mapping[int, str], bins: int) -> tuple[float, ...]:
@@ -103,42 +96,39 @@ class CandidateWatcher:
         self._random = np.random.default_rng(seed)
         self._found: dict[Place, _Sums] = {}
         self._patterns: dict[PatternSpec, Pattern] = {}
+        ran = {number: policy for number, policy in enumerate(seen.candidates) if must_run(policy)}
+        self._runner = Runner(ran)
+        self._summed = [number for number in range(len(seen.candidates)) if number not in ran]
 
     def wants(self, site: AttentionSite) -> bool:
-        """Calls of the chosen steps."""
-        return site.state.moment is not None and site.state.moment.step in self._steps
+        """Calls of the chosen steps, and of every step if some candidate remembers the earlier ones."""
+        moment = site.state.moment
+        return moment is not None and (moment.step in self._steps or self._runner.stateful)
 
-    def observe(
-        self,
-        site: AttentionSite,
-        layout: TokenLayout,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
+    def observe(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
         """Scores all candidates on some tiles of each sample of the batch."""
+        layout = heads.layout
         moment = site.state.moment
         assert moment is not None
         place = Place(self._seen.bin_of(moment.noise_level), site.state.name, site.layer, moment.branch or "")
+        if moment.step not in self._steps:
+            self._runner.advance(site, heads, out)
+            return
         metric = self._metrics.get((site.state.name, site.layer))
-        metric = None if metric is None else metric.to(q.device)  # offloading moves layers
-        for sample in range(q.shape[0]):
-            heads = Heads(
-                q[sample : sample + 1],
-                k[sample : sample + 1],
-                v[sample : sample + 1],
-                layout,
-                noise_level=moment.noise_level,
-                step=moment.step,
-            )
+        metric = None if metric is None else metric.to(out.device)  # offloading moves layers
+        ran = self._runner.run(site, heads, out)
+        for sample in range(out.shape[0]):
+            one = heads.sample(sample)
             blocks = self._sampled(layout)
-            rows, numbers = self._rows(heads, blocks)
-            scores = evaluate(q[sample], k[sample], v[sample], layout, blocks, rows, metric=metric)
-            self._check(site, heads, out[sample], layout, blocks[0])
-            sums = self._found.setdefault(place, _Sums(len(self._seen.candidates), q.shape[2]))
+            rows, numbers = self._rows(one, blocks)
+            scores = evaluate(one.q[0], one.k[0], one.v[0], layout, blocks, rows, metric=metric)
+            self._check(site, one, out[sample], layout, blocks[0])
+            sums = self._found.setdefault(place, _Sums(len(self._seen.candidates), out.shape[2]))
             for score, where in zip(scores, numbers, strict=True):
                 sums.add(score, where, layout)
+            judged = judge(one, [found[sample] for found, _ in ran.values()], blocks, metric=metric) if ran else []
+            for (number, (_, density)), each in zip(ran.items(), judged, strict=True):
+                sums.add_run(each, number, density)
 
     def samples(self) -> dict[Place, Sample]:
         """What this generation gave."""
@@ -151,10 +141,10 @@ class CandidateWatcher:
         return [layout.video_blocks.start + int(place) for place in places]
 
     def _rows(self, heads: Heads, blocks: list[int]) -> tuple[list[Row], list[list[int]]]:
-        """The candidates grouped by precision, and their numbers."""
+        """The candidates that block sums can judge, grouped by precision, and their numbers."""
         members: dict[str, list[int]] = {}
-        for number, policy in enumerate(self._seen.candidates):
-            members.setdefault(policy.precision, []).append(number)
+        for number in self._summed:
+            members.setdefault(self._seen.candidates[number].precision, []).append(number)
         rows, chosen = [], {}
         for precision, numbers in members.items():
             keeps = []
@@ -164,7 +154,7 @@ class CandidateWatcher:
                     kept = self._keep(policy.pattern, heads)[:, blocks].to(heads.q.device)
                     chosen[policy.pattern] = kept.expand(heads.q.shape[2], -1, -1)
                 keeps.append(chosen[policy.pattern])
-            tails = [self._seen.candidates[number].compensation == "pooled_tail" for number in numbers]
+            tails = [self._seen.candidates[number].tail for number in numbers]
             keep = torch.stack(keeps)
             rows.append(Row(PRECISIONS[precision], keep, torch.tensor(tails, device=keep.device)))
         return rows, list(members.values())
@@ -209,6 +199,12 @@ class _Sums:
         if 0 in numbers:  # energy and tokens are those of the exact output, the same for every precision
             self._energy += scores.energy.cpu().numpy()
             self._tokens += scores.tokens
+
+    def add_run(self, judged: Judged, number: int, density: float) -> None:
+        """A candidate that was run; which mass it kept is not known, and its density is the mean over heads."""
+        self._each["error"][number] += judged.error.cpu().numpy()
+        self._each["cosine"][number] += judged.cosine.cpu().numpy()
+        self._each["density"][number] += density * judged.tokens
 
     def sample(self) -> Sample:
         """Means per query token."""

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from .cost import Costs
 from .observations import Observations
 from .solve import Frontier, Solution, Unit, frontier
+from .transfer import Transfer, transfer_of
 
 __all__ = ["Choices", "Prediction"]
 
@@ -27,10 +28,10 @@ class Prediction:
     """What a plan should do.
 
     Args:
-        error: relative L2 error of the final latent.
+        error: relative L2 error of the final latent, mean over prompts.
         density: kept token pairs over all, mean over all attention calls.
         attention: seconds of self-attention in one generation; ``None`` without costs.
-        total: seconds of one generation; ``None`` without costs.
+        total: seconds of one generation; ``None`` without costs. With predicted costs those of self-attention alone.
     """
 
     error: float
@@ -46,9 +47,12 @@ class Prediction:
 class Choices:
     """All plans that observations and costs allow, by cost.
 
+    Predicted costs are of another device, of which nothing but self-attention is known. So seconds, dense ones too, are
+    of self-attention alone then.
+
     Args:
         seen: observations with weights.
-        costs: seconds by policy, or ``None`` to choose by density alone.
+        costs: seconds by policy, or ``None`` to choose by density alone; candidates without are not chosen.
         by: what the budget limits.
 
     Raises:
@@ -64,6 +68,7 @@ class Choices:
         if by == "seconds" and costs is None:
             raise ConfigError("there are no costs on this device to choose by; run vidaccel calibrate here")
         self.seen, self.costs, self.by = seen, costs, by
+        self.transfer: Transfer = transfer_of(seen)
         self.places = seen.places()
         branches: dict[tuple[int, str, int], int] = {}
         for place in seen.cells:
@@ -76,7 +81,10 @@ class Choices:
         family = np.array([names.index(policy.precision) for policy in seen.candidates], np.int64)
         self._error = [self._errors(place) for place in self.places]
         self._density = [self._densities(place) for place in self.places]
-        self._scale = 1.0 if costs is None else seen.times["attention"] / (self._all_calls * costs.dense)
+        self._predicted = costs is not None and costs.origin == "predicted"
+        self._scale = 1.0
+        if costs is not None and not self._predicted:
+            self._scale = seen.times["attention"] / (self._all_calls * costs.dense)
         self._seconds = None if costs is None else self._times(costs)
         cost = self._density if by == "density" else self._seconds
         assert cost is not None
@@ -88,7 +96,10 @@ class Choices:
         """Squared relative error of the final latent that each choice adds, [H,C]."""
         error = self.seen.weight[place] * self.seen.total(place, "error").T.astype(np.float64)
         error[:, 0] = 0.0  # plain dense attention is what everything is measured against
-        return np.maximum(error, 0.0)
+        error = np.maximum(error, 0.0)
+        if self.costs is not None:
+            error[:, [not self.costs.knows(policy) for policy in self.seen.candidates]] = np.inf
+        return error
 
     def _densities(self, place: tuple[int, str, int]) -> np.ndarray:
         """Share of all calls' token pairs that each choice keeps, [H,C]; dense everywhere sums to 1."""
@@ -103,7 +114,8 @@ class Choices:
         Calls were timed by themselves. In a real run they take somewhat longer, dense ones alike, so all are scaled by
         what dense attention took in the dense generation.
         """
-        each = np.array([costs.seconds(policy) for policy in self.seen.candidates]) * self._scale
+        known = [costs.seconds(policy) if costs.knows(policy) else np.inf for policy in self.seen.candidates]
+        each = np.array(known) * self._scale
         tables = []
         for place in self.places:
             heads = self.seen.at(*place)[0].error.shape[1]
@@ -151,17 +163,29 @@ class Choices:
 
     def for_error(self, error: float) -> Solution:
         """The least cost with a predicted relative latent error of at most ``error``."""
-        return self.frontier.within(error**2)
+        return self.frontier.within(self.transfer.squares(error))
 
     @property
     def dense_seconds(self) -> float:
         """Seconds of a dense generation."""
+        if self._predicted:
+            assert self.costs is not None
+            return self._all_calls * self.costs.dense
         return self.seen.times["total"]
 
     @property
     def other_seconds(self) -> float:
-        """Seconds of a generation outside self-attention."""
-        return self.seen.times["total"] - self.seen.times["attention"]
+        """Seconds of a generation outside self-attention, where they are known."""
+        return 0.0 if self._predicted else self.seen.times["total"] - self.seen.times["attention"]
+
+    @property
+    def costs_told(self) -> dict[str, str | None]:
+        """Where the seconds come from: ``device``, ``origin``, and in words what ``seconds`` are."""
+        if self.costs is None:
+            return {"device": None, "origin": None, "seconds": "seconds"}
+        told = f"seconds of self-attention, predicted for {self.costs.device}"
+        told = told if self._predicted else "seconds of a generation"
+        return {"device": self.costs.device, "origin": self.costs.origin, "seconds": told}
 
     # -- what a solution is ---------------------------------------------------------------------------------------
 
@@ -174,11 +198,15 @@ class Choices:
                 for place, choice in zip(self.places, solution.choices, strict=True)
             )
         return Prediction(
-            error=float(np.sqrt(self._sum(self._error, solution))),
+            error=self.transfer.error(self.squares(solution)),
             density=self._sum(self._density, solution),
             attention=attention,
             total=None if attention is None else self.other_seconds + attention,
         )
+
+    def squares(self, solution: Solution) -> float:
+        """Squared errors of a solution, weighted and added: what is minimised."""
+        return self._sum(self._error, solution)
 
     @staticmethod
     def _sum(tables: list[np.ndarray], solution: Solution) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
-from ..blockmask import BlockMask
 from ..configs.plan import HeadPolicy
 from ..errors import ConfigError, KernelError
 from ..kernels.triton import lacks
@@ -18,8 +18,9 @@ from ..patterns import build_pattern
 from ..patterns.base import StaticPattern
 from ..types import PRECISIONS
 from .cost import Costs
+from .observations import Observations
 
-__all__ = ["WORTH_IT", "ceiling", "find_gpu", "predict_costs", "say_ceiling", "why_not_on"]
+__all__ = ["WORTH_IT", "ceiling", "costs_on", "find_gpu", "half_of", "predict_costs", "say_ceiling", "why_not_on"]
 
 #: Least end-to-end speed-up that is worth a calibration.
 WORTH_IT = 1.05
@@ -34,6 +35,7 @@ def predict_costs(
     batch: int,
     dtype: torch.dtype,
     device: str,
+    densities: Mapping[HeadPolicy, float] | None = None,
 ) -> Costs:
     """Seconds as the kernels' cost model has them, for a GPU that is not here.
 
@@ -43,9 +45,11 @@ def predict_costs(
 
     Args:
         device: the GPU's name, as the maker writes it; see :func:`find_gpu`.
+        densities: kept token pairs over all, text included, of policies that choose their blocks in each call, where
+            that was observed; without it, what the pattern aims at counts.
 
     Raises:
-        ConfigError: if the GPU is unknown, or a pattern's density depends on the input.
+        ConfigError: if the GPU is unknown, or a pattern's density depends on the input and was not observed.
         KernelError: if that GPU cannot run a policy, or the model has no figures for it.
     """
     gpu = find_gpu(device)
@@ -55,11 +59,13 @@ def predict_costs(
         if lacking:
             raise KernelError(f"the time of {policy} on {gpu.name} cannot be predicted: {lacking}")
         pattern = build_pattern(policy.pattern)
-        tail = policy.compensation == "pooled_tail"
+        tail = policy.tail
         mask = density = None
         if isinstance(pattern, StaticPattern):
-            mask = BlockMask.from_dense(pattern.blocks(layout))
+            mask = pattern.mask(layout)
             tail = tail and not mask.is_full()
+        elif densities is not None and policy in densities:
+            density = densities[policy]
         else:
             density = pattern.density(layout)
             if density is None:
@@ -84,6 +90,43 @@ def predict_costs(
     return Costs(device, "predicted", seconds(HeadPolicy()), {policy: seconds(policy) for policy in wanted})
 
 
+def costs_on(name: str, seen: Observations) -> Costs:
+    """:func:`predict_costs` for the candidates and shapes of these observations, for 16-bit inputs.
+
+    Candidates that this GPU cannot run, or the model has no figures for, are left out.
+
+    Raises:
+        ConfigError: if the GPU is unknown, or the observations do not tell the shape of a call.
+    """
+    gpu = find_gpu(name)
+    if seen.shape is None or seen.fingerprint.grid is None:
+        raise ConfigError(
+            "these observations do not tell the shape of an attention call, so no time can be predicted;"
+            " run vidaccel calibrate again"
+        )
+    layout = seen.shape.layout(seen.fingerprint.grid, seen.tile)
+    dtype = half_of(seen.shape.torch_dtype)
+    head_dim = seen.shape.head_dim
+    able = [p for p in seen.candidates if why_not_on(gpu, p, layout, dtype=dtype, head_dim=head_dim) is None]
+    if HeadPolicy() not in able:
+        lacking = why_not_on(gpu, HeadPolicy(), layout, dtype=dtype, head_dim=head_dim)
+        raise ConfigError(f"the times of this model on {gpu.name} cannot be predicted: {lacking}")
+    kept = {
+        policy: float(np.mean([cell.density[number].mean() for cell in seen.cells.values()]))
+        for number, policy in enumerate(seen.candidates)
+        if seen.cells
+    }
+    return predict_costs(
+        able, layout, heads=seen.shape.heads, head_dim=head_dim, batch=seen.shape.batch, dtype=dtype,
+        device=gpu.name, densities=kept,
+    )  # fmt: skip
+
+
+def half_of(dtype: torch.dtype) -> torch.dtype:
+    """The 16-bit dtype that a model watched in this one would run in on a GPU."""
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+
+
 def why_not_on(
     gpu: Hardware, policy: HeadPolicy, layout: TokenLayout, *, dtype: torch.dtype, head_dim: int
 ) -> str | None:
@@ -98,7 +141,7 @@ def why_not_on(
     kind = kind_of(dtype, precision)
     try:
         config = choose(gpu.arch, kind, head_dim, int(layout.block_sizes.max()))
-        step_of(gpu.arch, kind, head_dim, config, tail=policy.compensation == "pooled_tail")
+        step_of(gpu.arch, kind, head_dim, config, tail=policy.tail)
     except KernelError as error:
         return str(error)
     return None

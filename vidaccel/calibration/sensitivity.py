@@ -4,12 +4,15 @@ A probe runs one candidate in some layers of one noise bin and everything else d
 dense run. The squared relative change of the final latent, over the squared error that was observed for that candidate
 in those layers, is their weight. So a weight holds all that lies between: the layer's gate, the layers after it, the
 steps after it, the guidance scale, and how errors of the two guidance branches add up.
+
+Probes of single layers all run on one prompt. Some more, on several prompts, perturb everything at once: by them
+:mod:`.transfer` learns what the sum of all layers means on other prompts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +25,7 @@ from ..pipelines.generate import Request, generate
 from ..pipelines.patch import patch
 from .observations import Observations
 
-__all__ = ["Probe", "choose_probes", "latent_change", "run_probe"]
+__all__ = ["Probe", "choose_probes", "everywhere_key", "latent_change", "run_everywhere", "run_probe"]
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,26 @@ class Probe:
         return f"{self.bin}/{self.transformer}/{self.layers[0]}-{self.layers[-1]}/{self.candidate}"
 
 
-def choose_probes(seen: Observations, most: int, *, density: float = 0.35) -> list[Probe]:
+def choose_probes(
+    seen: Observations, most: int, *, density: float = 0.35, apart: Collection[tuple[str, int]] = ()
+) -> list[Probe]:
     """At most ``most`` probes that together cover every layer and bin, the layers of a bin in neighbouring groups.
 
     The candidate is the one with the least observed error among those near ``density``: close to what a plan will run,
     and with an effect well above rounding.
+
+    Args:
+        apart: (transformer, layer) of those whose errors are measured behind their projection; they are never in one
+            group with others, whose errors are in other units.
     """
-    stacks: dict[tuple[int, str], list[int]] = {}
+    stacks: dict[tuple[int, str, bool], list[int]] = {}
     for bin, transformer, layer in seen.places():
-        stacks.setdefault((bin, transformer), []).append(layer)
+        stacks.setdefault((bin, transformer, (transformer, layer) in apart), []).append(layer)
     if not stacks:
         raise ConfigError("nothing was observed yet, so there is nothing to probe; observe a prompt first")
     groups = max(1, most // len(stacks))
     probes = []
-    for (bin, transformer), layers in stacks.items():
+    for (bin, transformer, _), layers in stacks.items():
         for part in np.array_split(layers, min(groups, len(layers))):
             chosen = tuple(int(layer) for layer in part)
             probes.append(Probe(bin, transformer, chosen, _near(seen, bin, transformer, chosen, density)))
@@ -102,6 +111,37 @@ def run_probe(
     found = {"change": change, "error": error, "weight": weight}
     seen.probes.append({"key": probe.key, "candidate": str(seen.candidates[probe.candidate]), **found})
     return found
+
+
+def run_everywhere(
+    pipe: Any, seen: Observations, density: float, request: Request, name: str, reference: torch.Tensor, **patching: Any
+) -> float:
+    """Runs one candidate of about this density in all layers of each noise bin, and stores what came of it.
+
+    Args:
+        name: of the request, such as :func:`.fingerprints.request_key`.
+
+    Returns:
+        The relative L2 change of the final latent.
+    """
+    stacks: dict[tuple[int, str], list[int]] = {}
+    for bin, transformer, layer in seen.places():
+        stacks.setdefault((bin, transformer), []).append(layer)
+    chosen = {where: _near(seen, *where, layers, density) for where, layers in stacks.items()}
+    rules = [
+        Rule(LayerPolicy((seen.candidates[number],)), seen.bounds(bin), transformer, tuple(stacks[bin, transformer]))
+        for (bin, transformer), number in chosen.items()
+    ]
+    change = latent_change(pipe, Plan(f"density {density:g}", tuple(rules), seen.tile), request, reference, **patching)
+    everywhere = [[*where, number] for where, number in chosen.items()]
+    key = everywhere_key(density, name)
+    seen.probes.append({"key": key, "prompt": name, "everywhere": everywhere, "change": change})
+    return change
+
+
+def everywhere_key(density: float, name: str) -> str:
+    """What a probe of :func:`run_everywhere` is called among the probes."""
+    return f"everywhere/{density:g}/{name}"
 
 
 def latent_change(pipe: Any, plan: Plan, request: Request, reference: torch.Tensor, **patching: Any) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import numpy as np
 from .closed_loop import HeadCheck, rank_correlation
 from .observations import Observations
 from .plans import Choices
+from .running import must_run
 from .solve import Solution
+from .transfer import Transfer, transfer_of
 
-__all__ = ["calibration_result", "front_points", "provenance"]
+__all__ = ["add_measured", "calibration_result", "front_points", "provenance"]
 
 _FRONT_POINTS = 60
 
@@ -20,11 +23,12 @@ _FRONT_POINTS = 60
 def calibration_result(
     choices: Choices, solution: Solution, *, heads: Sequence[HeadCheck] = (), notes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Everything about a solved calibration but its validation runs."""
+    """Everything about a solved calibration but its validation runs, see :func:`add_measured`."""
     predicted = choices.predict(solution).to_dict()
     found: dict[str, Any] = {
         "predicted": predicted,
         "dense": {"seconds": choices.dense_seconds, "attention": choices.dense_seconds - choices.other_seconds},
+        "transfer": choices.transfer.to_dict(),
         "front": front_points(choices),
         "chosen": predicted,
         "heatmaps": _heatmaps(choices, solution),
@@ -35,7 +39,8 @@ def calibration_result(
         ],
         "prompts": len(choices.seen.done),
         "candidates": [str(policy) for policy in choices.seen.candidates],
-        "notes": list(notes),
+        "costs": choices.costs_told,
+        "notes": [*notes, *_on_errors(choices.transfer), *_on_costs(choices)],
     }
     if heads:
         found["prediction"] = [head.to_dict() for head in heads]
@@ -67,6 +72,57 @@ def provenance(choices: Choices, solution: Solution, budget: str, command: str) 
     return found
 
 
+def add_measured(
+    found: dict[str, Any],
+    choices: Choices,
+    solution: Solution,
+    measured: Mapping[str, Any],
+    errors: Mapping[str, float],
+) -> None:
+    """Puts the validation runs of a solution beside its prediction, and into the observations.
+
+    What was predicted before them stays as it is. Under ``after_validation`` stands what would be predicted now that
+    they are known; later plans from the same observations are predicted so.
+
+    Args:
+        found: :func:`calibration_result` of the solution.
+        measured: means of what the runs gave.
+        errors: relative L2 error of the final latent, by a text that names prompt and seed.
+    """
+    squares = choices.squares(solution)
+    for name, error in errors.items():
+        key = f"validation/{squares:.6g}/{name}"
+        probe = {"key": key, "prompt": name, "squares": squares, "change": error}
+        if key not in {str(known["key"]) for known in choices.seen.probes}:
+            choices.seen.probes.append(probe)
+    after = transfer_of(choices.seen)
+    found["measured"] = dict(measured)
+    found["after_validation"] = {"error": after.error(squares), "transfer": after.to_dict()}
+
+
+def _on_errors(transfer: Transfer) -> list[str]:
+    """How far the predicted error may be trusted."""
+    if not transfer.prompts:
+        return [
+            "the predicted error is that of the first prompt, with errors of different layers and steps added as if"
+            " they were independent: no run of everything at once was made to compare it with"
+        ]
+    if transfer.prompts < 2:
+        return ["the predicted error was compared with runs of one prompt only; others may be more sensitive"]
+    factor = math.exp(transfer.spread)
+    return [f"the predicted error is for the mean prompt; single ones differ by a factor of about {factor:.2f}"]
+
+
+def _on_costs(choices: Choices) -> list[str]:
+    """What must be said about seconds that nobody measured."""
+    if choices.costs is None or choices.costs.origin != "predicted":
+        return []
+    return [
+        f"no seconds were measured: they are predicted for {choices.costs.device} by the kernels' cost model, of"
+        " self-attention alone, without choosing blocks and without making 8-bit copies; speed-ups likewise"
+    ]
+
+
 def _heatmaps(choices: Choices, solution: Solution) -> dict[str, list[dict[str, Any]]]:
     """Density, precision and predicted error of every layer and head, one panel a noise bin and transformer."""
     seen = choices.seen
@@ -96,7 +152,7 @@ def _mass(seen: Observations) -> list[dict[str, Any]]:
     """Attention mass that each pattern keeps, mean and range over layers and heads, one entry a noise bin."""
     first: dict[str, int] = {}
     for number, policy in enumerate(seen.candidates):
-        if policy.precision == "native" and policy.pattern.name != "dense":
+        if policy.precision == "native" and policy.pattern.name != "dense" and not must_run(policy):
             first.setdefault(str(policy.pattern), number)
     found = []
     for bin in reversed(range(seen.bins)):

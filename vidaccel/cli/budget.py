@@ -30,6 +30,14 @@ MaxError = Annotated[
 ]
 
 
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        help="A GPU that is not here, such as H200: predicted times of self-attention alone.", rich_help_panel="Device"
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Budget:
     """What limits a plan: exactly one figure."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +11,18 @@ import typer
 from ..errors import ConfigError
 from . import budget as bud
 from . import options as opt
+from .calibration_tables import print_result
 from .command import command_line, now
-from .compare import read_prompts
+from .inputs import Inputs
 from .progress import Progress
+from .validation import Validation
 
 if TYPE_CHECKING:
-    from ..calibration.candidates import CandidateSet
+    from ..calibration.calibrate import Calibrator
+    from ..calibration.cost import Costs
+    from ..calibration.plans import Choices
     from ..calibration.solve import Solution
+    from ..quality import Pair
 
 _EFFORT = "Effort"
 #: Validation runs have other seeds than those that were watched.
@@ -63,8 +68,12 @@ def calibrate(
     probes: Annotated[
         int, typer.Option(min=1, help="Perturbed generations, at least one a bin.", rich_help_panel=_EFFORT)
     ] = 15,
+    whole_probes: Annotated[
+        int,
+        typer.Option(min=0, help="Generations with all layers perturbed, on several prompts.", rich_help_panel=_EFFORT),
+    ] = 12,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="For timing, observing and perturbing.", rich_help_panel=_EFFORT)
+        float | None, typer.Option(min=0.1, help="For everything, loading excepted.", rich_help_panel=_EFFORT)
     ] = None,
     validate: Annotated[
         int, typer.Option(min=0, help="Prompts to check the plan on, with another seed.", rich_help_panel=_EFFORT)
@@ -72,6 +81,7 @@ def calibrate(
     check_heads: Annotated[
         int, typer.Option(min=0, help="Heads whose prediction is checked alone.", rich_help_panel=_EFFORT)
     ] = 0,
+    target_gpu: bud.Gpu = None,
     seed: opt.Seed = 0,
     negative_prompt: opt.NegativePrompt = None,
     height: opt.Height = None,
@@ -100,89 +110,76 @@ def calibrate(
         raise ConfigError(f"the plan {output} does not end in .safetensors; name it {output.stem}.safetensors")
     kept = output.with_suffix(".observations.safetensors") if state is None else state
     opt.check_outputs(output, kept, html, json)
-    texts = read_prompts(prompts, prompt or (), limit)
-    picture = opt.read_image(image)
+    inputs = Inputs.read(context)
     from ..calibration.candidates import load_candidates
+    from ..calibration.predicted import find_gpu
 
     chosen = None if candidates is None else load_candidates(candidates)
-    opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload)
-    from .. import quality, report
+    target = None if target_gpu is None else find_gpu(target_gpu).name
+    ready = inputs.open()
+    pipe = ready.opened.pipe
+    from .. import report
     from ..calibration.calibrate import STANDING_DENSITIES, Calibrator, Effort
     from ..calibration.closed_loop import check_heads as check
-    from ..calibration.closed_loop import for_quality
     from ..calibration.plans import Choices
-    from ..calibration.predicted import WORTH_IT, ceiling, say_ceiling
-    from ..calibration.summary import calibration_result, provenance
+    from ..calibration.summary import add_measured, calibration_result, provenance
     from ..configs.artifact import save_plan
-    from ..pipelines.generate import Request
 
-    arguments = opt.call_arguments(opened, context, picture)
-    requests = [Request(text, seed + number, arguments) for number, text in enumerate(texts)]
-    opened.pipe.set_progress_bar_config(disable=True)
-    command = command_line()
-    effort = Effort(bins=bins, tiles=tiles, probes=probes, max_minutes=max_minutes or float("inf"))
+    if chosen is None:
+        kind = str(getattr(pipe, "_execution_device", pipe.device)).split(":")[0] if target is None else "cuda"
+        chosen = load_candidates("cuda" if kind == "cuda" else "cpu")
+    minutes = float("inf") if max_minutes is None else max_minutes
+    effort = Effort(
+        bins, tiles=tiles, probes=probes, everywhere=whole_probes, max_minutes=minutes,
+        kept_back=0.25 if validate or check_heads else 0.0,
+    )  # fmt: skip
     with Progress(STANDING_DENSITIES) as progress:
-        run = Calibrator(
-            opened.pipe, requests, chosen or _default_candidates(opened.pipe), kept, effort=effort, tell=progress.tell
-        )
+        requests = ready.requests(seed)
+        run = Calibrator(pipe, requests, chosen, kept, effort=effort, tell=progress.tell, target=target)
         for policy, reason in run.dropped.items():
             progress.say(f"not a candidate: {policy} ({reason})")
-        costs = run.time(budget_seconds=min(60.0, 6.0 * max_minutes) if max_minutes else 60.0)
-        times = run.survey.total, run.survey.attention, costs.best_ratio
-        progress.say(say_ceiling(*times))
-        wanted = {"speedup": budget.value, "seconds": run.survey.total / max(budget.value, 1e-9)}.get(budget.kind)
-        if wanted is not None and ceiling(*times) < max(wanted, WORTH_IT):
-            raise ConfigError(
-                f"{budget} asks for more than can be won at this size, {ceiling(*times):.2f}x at most; ask for less,"
-                " try more frames or a higher resolution, or choose by --density"
-            )
+        if target is None:
+            costs = run.time(budget_seconds=min(60.0, 6.0 * minutes))
+            progress.say(_ceiling(run, costs, budget))
         progress.watch(run.standing)
         run.observe()
+        if target is not None:  # some times depend on the densities that were seen
+            costs = run.time()
         run.perturb()
         choices = Choices(run.seen, costs, by=budget.by)
-        checked = [Request(text, seed + _OTHER_SEED + n, arguments) for n, text in enumerate(texts[:validate])]
-
-        def runs(solution: Solution, controls: int = 0) -> list[quality.Pair]:
-            plan = choices.plan(solution, output.stem, {})
-            measured = []
-            for number, pair in enumerate(quality.measure_pairs(opened.pipe, plan, checked, controls=controls)):
-                measured.append(pair)
-                progress.tell("validate", number + 1, len(checked))
-            return measured
-
-        def mean_psnr(solution: Solution) -> float:
-            return sum(pair.psnr for pair in runs(solution)) / len(checked)
-
-        by_runs = budget.kind == "psnr"
-        solution = for_quality(choices, mean_psnr, budget.value) if by_runs else budget.solve(choices)
-        plan = choices.plan(solution, output.stem, provenance(choices, solution, str(budget), command))
+        checks = Validation(
+            pipe, ready.requests(seed + _OTHER_SEED, validate) if validate else [],
+            seconds=run.survey.total, left=run.left, tell=progress.tell,
+        )  # fmt: skip
+        if budget.kind == "psnr":
+            solution, pairs = _for_psnr(choices, checks, budget.value)
+        else:
+            solution = budget.solve(choices)
+        origin = provenance(choices, solution, str(budget), command_line(prompts=False))
+        plan = choices.plan(solution, output.stem, origin)
         save_plan(plan, output)
-        pairs = runs(solution, controls=1)
+        if budget.kind != "psnr":
+            pairs = checks.run(plan)
         heads = []
         if check_heads:
             reference = run.survey.generation.latents
             assert reference is not None  # or perturbing would have failed
-            for head in check(opened.pipe, choices, solution, requests[0], reference, most=check_heads):
-                heads.append(head)
-                progress.tell("check heads", len(heads), check_heads)
-    found = calibration_result(choices, solution, heads=heads, notes=run.advice())
-    result: dict[str, Any] = {"model": opened.name, "machine": opt.machine(), "command": command, "created": now()}
+            each = check(pipe, choices, solution, requests[0], reference, most=check_heads)
+            heads = checks.bounded(each, "single heads", check_heads)
+    found = calibration_result(choices, solution, heads=heads, notes=[*run.advice(), *checks.notes])
+    result: dict[str, Any] = {"model": ready.opened.name, "machine": opt.machine()}
+    result |= {"command": command_line(), "created": now(), "plan": plan.name, "calibration": found}
     if pairs:
-        rows = [pair.to_dict() for pair in pairs]
-        result |= quality.summarise(plan.name, pairs[0].dense.settings, rows)
-        seconds_mean = result["summary"]["seconds"]["plan"]["total"]["mean"]
-        found["measured"] = {
-            "psnr": result["summary"]["psnr"],
-            "seconds": seconds_mean,
-            "density": result["summary"]["density"]["mean"],
-        }
-    result["plan"], result["calibration"] = plan.name, found
-    _print(found)
+        comparison, measured, errors = _measured(plan.name, pairs, predicted=target is not None)
+        result |= comparison
+        add_measured(found, choices, solution, measured, errors)
+        run.seen.save(kept)
+    print_result(found)
     if json is not None:
         write_json(json, result)
     if html is not None:
         clips = [
-            report.clip_of(pair.request.prompt, plan.name, pair.dense.frames, pair.planned.frames, opened.fps)
+            report.clip_of(pair.request.prompt, plan.name, pair.dense.frames, pair.planned.frames, ready.opened.fps)
             for pair in pairs
         ]
         report.write_page(html, result, clips)
@@ -192,47 +189,56 @@ def calibrate(
     typer.echo(f"kept: {kept} (vidaccel solve makes other plans of it in seconds)")
 
 
-def _default_candidates(pipe: Any) -> CandidateSet:
-    from ..calibration.candidates import load_candidates
+def _ceiling(run: Calibrator, costs: Costs, budget: bud.Budget) -> str:
+    """The most that can be won, in words.
 
-    kind = str(getattr(pipe, "_execution_device", pipe.device)).split(":")[0]
-    return load_candidates("cuda" if kind == "cuda" else "cpu")
+    Raises:
+        ConfigError: if the budget asks for more.
+    """
+    from ..calibration.predicted import WORTH_IT, ceiling, say_ceiling
 
-
-def _print(found: Mapping[str, Any]) -> None:
-    """Prediction beside measurement, and the front."""
-    from rich.console import Console
-    from rich.table import Table
-
-    predicted, dense, measured = found["predicted"], found["dense"], found.get("measured")
-    table = Table(title="the plan, predicted and measured on other seeds")
-    for name in ("", "predicted", "measured"):
-        table.add_column(name, justify="left" if not name else "right")
-    seen = measured or {}
-    table.add_row("density over all calls", _figure(predicted["density"]), _figure(seen.get("density")))
-    table.add_row("seconds a generation", _figure(predicted["seconds"]), _figure(seen.get("seconds")))
-    faster = None if not predicted["seconds"] else dense["seconds"] / predicted["seconds"]
-    table.add_row("speed-up", _figure(faster), "")
-    table.add_row("relative error of the final latent", _figure(predicted["error"]), "")
-    table.add_row("PSNR, dB", "", _figure((seen.get("psnr") or {}).get("mean")))
-    Console().print(table, front_table(found["front"]))
-    if found.get("rank_correlation") is not None:
-        typer.echo(f"rank correlation of predicted and measured error over heads: {found['rank_correlation']:.3f}")
-    for note in found["notes"]:
-        typer.echo(f"note: {note}")
+    times = run.survey.total, run.survey.attention, costs.best_ratio
+    wanted = {"speedup": budget.value, "seconds": run.survey.total / max(budget.value, 1e-9)}.get(budget.kind)
+    if wanted is not None and ceiling(*times) < max(wanted, WORTH_IT):
+        raise ConfigError(
+            f"{budget} asks for more than can be won at this size, {ceiling(*times):.2f}x at most; ask for less,"
+            " try more frames or a higher resolution, or choose by --density"
+        )
+    return say_ceiling(*times)
 
 
-def front_table(front: Sequence[Mapping[str, float | None]]) -> Any:
-    """The Pareto front as a table of at most ten rows."""
-    from rich.table import Table
+def _for_psnr(choices: Choices, checks: Validation, target: float) -> tuple[Solution, list[Pair]]:
+    """The cheapest plan that was measured to reach this PSNR, and its pairs."""
+    from ..calibration.closed_loop import for_quality
 
-    table = Table(title="least predicted error by cost")
-    for name in ("density", "seconds", "error"):
-        table.add_column(name, justify="right")
-    for point in (front[i] for i in sorted({round(n * (len(front) - 1) / 9) for n in range(10)})):
-        table.add_row(*(_figure(point[name]) for name in ("density", "seconds", "error")))
-    return table
+    best: list[Pair] = []
+
+    def measure(solution: Solution) -> float:
+        pairs = checks.run(choices.plan(solution, "trial", {}))
+        mean = sum(pair.psnr for pair in pairs) / len(pairs)
+        if mean >= target:
+            best[:] = pairs  # each success is cheaper than the one before
+        return mean
+
+    return for_quality(choices, measure, target, go_on=lambda: checks.another), best
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def _measured(
+    name: str, pairs: Sequence[Pair], *, predicted: bool
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+    """The comparison of the validation runs, their means, and the latent error of each prompt.
+
+    Args:
+        predicted: whether the calibration's seconds are predicted for another device, so that these are not theirs.
+    """
+    from .. import quality
+    from ..calibration.fingerprints import request_key
+
+    result = quality.summarise(name, pairs[0].dense.settings, [pair.to_dict() for pair in pairs])
+    means = result["summary"]
+    measured = {"psnr": means["psnr"], "density": means["density"]["mean"], "error": means["latent_error"]["mean"]}
+    if not predicted:
+        measured["seconds"] = means["seconds"]["plan"]["total"]["mean"]
+        measured["speedup"] = means["speedup"]["total"]["mean"]
+    known = {request_key(pair.request): pair.quality["latent_error"] for pair in pairs}
+    return result, measured, {key: error for key, error in known.items() if error is not None}

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options as opt
-from .compare import read_prompts
+from .inputs import Inputs
 from .progress import Progress
 
 _SHOWN = 10
@@ -52,19 +52,15 @@ def check(
     beside = Path(plan).with_suffix(".observations.safetensors") if state is None else state
     if state is not None and not state.exists():
         raise ConfigError(f"there is no observations file {state}; leave --state out to go without")
-    texts = read_prompts(prompts, prompt or (), limit)
-    picture = opt.read_image(image)
-    opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload)
-    from ..calibration.drift import measure_drift
+    inputs = Inputs.read(context)
     from ..calibration.observations import Observations
-    from ..pipelines.generate import Request
 
     made_from = Observations.load(beside) if beside.exists() else None
-    arguments = opt.call_arguments(opened, context, picture)
-    requests = [Request(text, seed + number, arguments) for number, text in enumerate(texts)]
-    opened.pipe.set_progress_bar_config(disable=True)
+    ready = inputs.open()
+    from ..calibration.drift import measure_drift
+
     with Progress() as progress:
-        found = measure_drift(opened.pipe, chosen, requests, made_from, tell=progress.tell)
+        found = measure_drift(ready.opened.pipe, chosen, ready.requests(seed), made_from, tell=progress.tell)
     before = "not known (no observations of that calibration)" if found.then is None else f"{found.then:.3f}"
     typer.echo(
         f"{chosen.name}: mean relative error of the sparse heads {found.now:.3f} now, {before} when the plan was made;"
@@ -84,5 +80,5 @@ def check(
     for note in found.notes:
         typer.echo(f"note: {note}")
     if json is not None:
-        write_json(json, {"plan": chosen.name, "model": opened.name, **found.to_dict()})
+        write_json(json, {"plan": chosen.name, "model": ready.opened.name, **found.to_dict()})
         typer.echo(f"written: {json}")

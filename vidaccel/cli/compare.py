@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
 from . import options as opt
 from .command import command_line, now
+from .prompts import read_prompts
 
 _COMPARISON = "Comparison"
 
@@ -52,6 +52,8 @@ def compare(
     ] = 4,
     strict: opt.Strict = False,
     allow_mismatch: opt.AllowMismatch = False,
+    weights: opt.WeightFiles = None,
+    cache: opt.StepCache = None,
     negative_prompt: opt.NegativePrompt = None,
     height: opt.Height = None,
     width: opt.Width = None,
@@ -82,6 +84,7 @@ def compare(
         raise ConfigError(f"the page {html} does not end in .html; name it {html.stem}.html")
     texts = read_prompts(prompts, prompt or (), limit)
     chosen = opt.read_plan(plan)
+    trained, stepping = opt.read_weight_files(weights), opt.read_cache(cache)
     picture = opt.read_image(image)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
     from rich.console import Console
@@ -92,7 +95,12 @@ def compare(
 
     arguments = opt.call_arguments(opened, context, picture)
     requests = [Request(text, seed, arguments) for text in texts]
-    patching = {"strict": strict, "allow_mismatch": allow_mismatch}
+    patching: dict[str, Any] = {
+        "strict": strict,
+        "allow_mismatch": allow_mismatch,
+        "weights": trained,
+        "cache": stepping,
+    }
     opened.pipe.set_progress_bar_config(disable=True)
     quality.warm_up(opened.pipe, chosen, requests[0], **patching)
     measured = quality.measure_pairs(opened.pipe, chosen, requests, controls=controls, repeats=repeats, **patching)
@@ -106,7 +114,7 @@ def compare(
         if html is not None and len(clips) < html_videos:
             videos = (pair.dense.frames, pair.planned.frames)
             clips.append(report.clip_of(pair.request.prompt, chosen.name, *videos, opened.fps))
-        settings = pair.dense.settings
+        settings = {**pair.dense.settings, "cache": cache}
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
     notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
     result = {
@@ -129,23 +137,3 @@ def compare(
     for path in (json, sheet, html):
         if path is not None:
             typer.echo(f"written: {path}")
-
-
-def read_prompts(file: Path | None, given: list[str] | tuple[str, ...], limit: int | None) -> list[str]:
-    """The prompts of the options, then those of the file; empty lines and lines that start with # do not count.
-
-    Raises:
-        ConfigError: the file cannot be read, or there is no prompt at all.
-    """
-    found = [text.strip() for text in given if text.strip()]
-    if file is not None:
-        try:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-            raise ConfigError(f"the prompts in {file} cannot be read: {reason}; give a text file") from error
-        lines = (line.strip() for line in text.splitlines())
-        found += [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise ConfigError("there are no prompts; give --prompts FILE with one a line, or --prompt TEXT")
-    return found[:limit]

@@ -1,14 +1,24 @@
-"""``vidaccel generate``: one prompt, one video, and beside it what made it."""
+"""``vidaccel generate``: one video for each prompt, and beside it what made it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
 from . import options as opt
+from .prompts import read_prompts
+
+if TYPE_CHECKING:
+    from ..configs.plan import Plan
+    from ..engine.session import Session
+    from ..engine.stats import Report
+    from ..pipelines.batch import Clip
+    from ..pipelines.caches import Cache
+    from ..pipelines.generate import Generation, Request
 
 
 def generate(
@@ -17,11 +27,29 @@ def generate(
     prompt_option: Annotated[
         str | None, typer.Option("--prompt", help="The same as the argument.", rich_help_panel=opt.VIDEO)
     ] = None,
-    output: opt.VideoOutput = Path("out.mp4"),
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with one prompt a line, or - for stdin: one clip each, into the folder --output. Finished clips"
+            " are not made again; accelerate launch (or torchrun) -m vidaccel ... shares them among processes.",
+            rich_help_panel=opt.VIDEO,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The .mp4 file [default: out.mp4], or a folder with --prompts [default: out].",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = None,
     model: opt.Model = None,
     plan: opt.PlanName = opt.DEFAULT_PLAN,
     strict: opt.Strict = False,
     allow_mismatch: opt.AllowMismatch = False,
+    weights: opt.WeightFiles = None,
+    cache: opt.StepCache = None,
     negative_prompt: opt.NegativePrompt = None,
     height: opt.Height = None,
     width: opt.Width = None,
@@ -38,45 +66,104 @@ def generate(
     cpu_offload: opt.CpuOffload = False,
     compile: opt.Compile = False,
 ) -> None:
-    """Generate a video by a plan. Writes an H.264 .mp4, and beside it a .json with all settings and the report."""
-    from ..files import check_writable, write_json
-    from ..pipelines.video import check_video_path, even_size_note, write_video
+    """Generate videos by a plan. Writes an H.264 .mp4, and beside it a .json with all settings and the report."""
+    from ..files import check_writable
+    from ..pipelines.video import check_video_path
 
-    text = one_prompt(prompt, prompt_option)
-    target = check_writable(check_video_path(output))
-    beside = check_writable(target.with_suffix(".json"))
+    many = prompts is not None
+    if many and (prompt is not None or prompt_option is not None):
+        raise ConfigError("there is a prompt beside --prompts FILE; add it to the file, or leave out one")
+    texts = read_prompts(prompts, (), None) if many else [one_prompt(prompt, prompt_option)]
+    team = None
+    if many:
+        from .batch import Team, folder_for
+
+        folder = folder_for(Path("out") if output is None else output)
+        team = Team(device)
+        device = team.device
+    else:
+        target = check_writable(check_video_path(Path("out.mp4") if output is None else output))
+        check_writable(target.with_suffix(".json"))
     chosen = opt.read_plan(plan)
+    trained, stepping = opt.read_weight_files(weights), opt.read_cache(cache)
     picture = opt.read_image(image)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
-    from ..pipelines.generate import Request, unknown_words
-    from ..pipelines.generate import generate as run
+    from ..pipelines.generate import Request
     from ..pipelines.patch import patch
 
-    request = Request(text, seed, opt.call_arguments(opened, context, picture))
-    opened.pipe.set_progress_bar_config(desc="generating", disable=None)  # None: only where there is a terminal
-    session = patch(opened.pipe, chosen, strict=strict, allow_mismatch=allow_mismatch)
-    made = run(opened.pipe, request)
-    report = session.report()
+    arguments = opt.call_arguments(opened, context, picture)
+    requests = [Request(text, seed + number, arguments) for number, text in enumerate(texts)]
+    session = patch(opened.pipe, chosen, strict=strict, allow_mismatch=allow_mismatch, weights=trained)
+    work = _Work(opened, chosen, session, stepping, num_frames, opened.fps if fps is None else fps)
+    if team is None:
+        opened.pipe.set_progress_bar_config(desc="generating", disable=None)  # None: only where there is a terminal
+        typer.echo(work.make(requests[0], target)[1])
+        return
+    from ..pipelines.batch import clips_of
+    from .batch import about, make_all
 
-    rate = opened.fps if fps is None else fps
-    count, rows, columns, _ = made.frames.shape
-    notes = [note for note in (even_size_note(rows, columns), frames_note(num_frames, count)) if note]
-    notes += unknown_words(opened.pipe, text)
-    if not (chosen.is_dense or report.sparse_calls or report.fallbacks):
-        notes.append(
-            f"nothing ran sparse: {chosen.name} is dense at these noise levels, or its patterns keep all of so small"
-            " a video"
-        )
-    write_video(target, made.frames, rate)
-    content = {"file": target.name, "fps": rate, "plan": chosen.name, "model": opened.name, **made.settings}
-    content |= {"seconds": made.seconds, "notes": notes, "report": report.to_dict(), "machine": opt.machine()}
-    write_json(beside, content)
+    opened.pipe.set_progress_bar_config(disable=True)
 
-    typer.echo(str(report))
-    for note in notes:
-        typer.echo(f"note: {note}")
-    stages = ", ".join(f"{stage} {made.seconds[stage]:.2f}" for stage in ("text", "denoise", "decode"))
-    typer.echo(f"{target}: {count} frames of {columns}x{rows} in {made.seconds['total']:.2f} s ({stages}); {beside}")
+    def make(clip: Clip) -> dict[str, Any]:
+        return work.make(clip.request, clip.video, fingerprint=clip.fingerprint)[0]
+
+    loras, parts = list(lora or ()), list(weights or ())
+    settings: dict[str, Any] = {"model": opened.name, "dtype": dtype, "loras": loras, "weights": parts}
+    settings |= {"cache": cache, "fps": work.fps}
+    try:
+        make_all(clips_of(requests, folder, about(chosen, settings)), team, folder, make)
+    finally:
+        team.close()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A patched pipeline that makes one clip after the other."""
+
+    opened: opt.Opened
+    plan: Plan
+    session: Session
+    cache: Cache | None
+    num_frames: int | None
+    fps: float
+
+    def make(self, request: Request, target: Path, **more: Any) -> tuple[dict[str, Any], str]:
+        """Generates a clip and writes it and its .json; returns its figures, and all that is to be told about it."""
+        from ..files import write_json
+        from ..pipelines.caches import enabled
+        from ..pipelines.generate import generate, num_steps
+        from ..pipelines.video import write_video
+
+        self.session.reset_stats()
+        with enabled(self.opened.pipe, self.cache, num_steps(self.opened.pipe, request)):
+            made = generate(self.opened.pipe, request)
+        report = self.session.report()
+        notes = self._notes(made, request, report)
+        write_video(target, made.frames, self.fps)
+        content = {"file": target.name, "fps": self.fps, "plan": self.plan.name, "model": self.opened.name}
+        content |= {"cache": None if self.cache is None else str(self.cache)}
+        content |= {**made.settings, "seconds": made.seconds, "notes": notes, "report": report.to_dict()}
+        beside = target.with_suffix(".json")
+        write_json(beside, {**content, "machine": opt.machine(), **more})
+        count, rows, columns, _ = made.frames.shape
+        stages = ", ".join(f"{stage} {made.seconds[stage]:.2f}" for stage in ("text", "denoise", "decode"))
+        where = f"{target}: {count} frames of {columns}x{rows} in {made.seconds['total']:.2f} s ({stages}); {beside}"
+        figures = {"seconds": round(made.seconds["total"], 3), "density": report.density, "notes": notes}
+        return figures, "\n".join([str(report), *(f"note: {note}" for note in notes), where])
+
+    def _notes(self, made: Generation, request: Request, report: Report) -> list[str]:
+        from ..pipelines.generate import unknown_words
+        from ..pipelines.video import even_size_note
+
+        count, rows, columns, _ = made.frames.shape
+        notes = [note for note in (even_size_note(rows, columns), frames_note(self.num_frames, count)) if note]
+        notes += unknown_words(self.opened.pipe, request.prompt)
+        if not (self.plan.is_dense or report.sparse_calls or report.fallbacks):
+            notes.append(
+                f"nothing ran sparse: {self.plan.name} is dense at these noise levels, or its patterns keep all of so"
+                " small a video"
+            )
+        return notes
 
 
 def one_prompt(argument: str | None, option: str | None) -> str:

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..configs.plan import Plan
+    from ..pipelines.caches import Cache
 
 #: Headings of the help.
 MODEL, VIDEO, PLAN, OUTPUT = "Model", "Video (as in the pipeline's call)", "Plan", "Output"
@@ -66,6 +67,20 @@ AllowMismatch = Annotated[
     bool,
     typer.Option("--allow-mismatch", help="Use a plan made for another model, with a warning.", rich_help_panel=PLAN),
 ]
+WeightFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights", metavar="[NAME=]PATH", help="Trained parts of the plan's system: a .safetensors file or a folder"
+        " of them; with two transformers one for each, by name.", rich_help_panel=PLAN,
+    ),
+]  # fmt: skip
+StepCache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache", metavar="NAME[:VALUE]", help="A step cache of diffusers beside the plan: first-block:0.08,"
+        " taylorseer:5, pab:2 or mag:RATIOS.json.", rich_help_panel=PLAN,
+    ),
+]  # fmt: skip
 
 #: The plan where none is given, the same as that of ``vidaccel.patch``.
 DEFAULT_PLAN = "sta"
@@ -96,6 +111,32 @@ def read_plan(name: str) -> Plan:
     from ..configs.presets import resolve_plan
 
     return resolve_plan(name)
+
+
+def read_cache(text: str | None) -> Cache | None:
+    """The cache of ``--cache``."""
+    from ..pipelines.caches import Cache
+
+    return None if text is None else Cache.parse(text)
+
+
+def read_weight_files(texts: Sequence[str] | None) -> str | dict[str, str] | None:
+    """What ``vidaccel.patch`` takes as weights, from ``--weights``; the paths exist."""
+    from ..configs.plan import TRANSFORMERS
+
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, path = text.partition("=")
+        name, path = (name, path) if equals and name in TRANSFORMERS else ("", text)
+        if not Path(path).exists():
+            raise ConfigError(f"--weights is {text!r}, and there is no {path}; give a .safetensors file or a folder")
+        if name in found or (found and "" in {name, *found}):
+            raise ConfigError(
+                f"--weights is given {len(texts or ())} times; give one path, or one for each transformer as"
+                f" {'=PATH or '.join(TRANSFORMERS)}=PATH"
+            )
+        found[name] = path
+    return found.get("", found) or None
 
 
 def open_pipeline(

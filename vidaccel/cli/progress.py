@@ -25,7 +25,8 @@ class Progress:
         from rich.console import Console
 
         self._console = Console(stderr=True)
-        self._standing: Callable[[], Standing] | None = None
+        self._standing: Callable[[], Standing] = tuple
+        self._rows: Standing = ()
         self._bars = _bars(self._console, self._known)
         self._densities = densities
         self._tasks: dict[str, Any] = {}
@@ -38,7 +39,9 @@ class Progress:
         self._bars.stop()
 
     def tell(self, stage: str, done: int, total: int) -> None:
-        """Shows how far a stage is."""
+        """Shows how far a stage is, and what is known by then."""
+        if not self._bars.disable:
+            self._rows = self._standing()  # here, not in the thread that draws: what it reads is being written to
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total)
         self._bars.update(self._tasks[stage], completed=done, total=total)
@@ -54,7 +57,7 @@ class Progress:
     def _known(self) -> Iterable[Any]:
         from rich.table import Table
 
-        if self._standing is None or not (rows := self._standing()):
+        if not (rows := self._rows):
             return []
         table = Table(title="least relative error of one candidate for all heads, by noise level and density")
         for name in ("noise level", "prompts", *(f"density {density:g}" for density in self._densities)):

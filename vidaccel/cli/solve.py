@@ -10,6 +10,7 @@ import typer
 from ..errors import ConfigError
 from . import budget as bud
 from . import options as opt
+from .calibration_tables import front_table
 from .command import command_line
 
 
@@ -25,6 +26,7 @@ def solve(
     seconds: bud.Seconds = None,
     density: bud.Density = None,
     max_error: bud.MaxError = None,
+    gpu: bud.Gpu = None,
 ) -> None:
     """Solve stored observations for a budget: another plan in seconds. Without a budget, show the whole front."""
     from ..files import write_json
@@ -41,29 +43,34 @@ def solve(
     from ..calibration.cost import Costs
     from ..calibration.observations import Observations
     from ..calibration.plans import Choices
+    from ..calibration.predicted import costs_on
     from ..calibration.summary import calibration_result, front_points, provenance
     from ..configs.artifact import save_plan
-    from .calibrate import front_table
 
     seen = Observations.load(observations)
-    costs = Costs.from_dict(seen.costs) if seen.costs else None
+    if gpu is not None:
+        costs: Costs | None = costs_on(gpu, seen)
+    else:
+        costs = Costs.from_dict(seen.costs) if seen.costs else None
     if not wanted:
         choices = Choices(seen, costs, by="density")
         front = front_points(choices)
-        Console().print(front_table(front))
+        Console().print(front_table(front, str(choices.costs_told["seconds"])))
         if json is not None:
-            write_json(json, {"front": front})
+            write_json(json, {"front": front, "costs": choices.costs_told})
             typer.echo(f"written: {json}")
         return
     choices = Choices(seen, costs, by=budget.by)
     solution = budget.solve(choices)
     predicted = choices.predict(solution)
-    times = "" if predicted.total is None else f", {predicted.total:.3g} s of {choices.dense_seconds:.3g} s dense"
+    times = ""
+    if predicted.total is not None:
+        times = f", {predicted.total:.3g} of {choices.dense_seconds:.3g} {choices.costs_told['seconds']}"
     typer.echo(f"{budget}: density {predicted.density:.3f}{times}, predicted latent error {predicted.error:.3g}")
     if json is not None:
         write_json(json, calibration_result(choices, solution))
         typer.echo(f"written: {json}")
     if output is not None:
-        command = command_line()
+        command = command_line(prompts=False)
         save_plan(choices.plan(solution, output.stem, provenance(choices, solution, str(budget), command)), output)
         typer.echo(f"written: {output}")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from .artifact import FORMAT_VERSION, load_plan, save_plan
 from .codec import plan_from_data, plan_to_data
 from .fingerprint import Fingerprint
-from .pattern_spec import PatternSpec
-from .plan import BRANCHES, COMPENSATIONS, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
+from .pattern_spec import CompensationSpec, PatternSpec
+from .plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
 from .presets import load_preset, load_yaml_plan, preset_names, resolve_plan
 
 __all__ = [
     "BRANCHES",
-    "COMPENSATIONS",
     "FORMAT_VERSION",
     "TRANSFORMERS",
+    "CompensationSpec",
     "Fingerprint",
     "HeadPolicy",
     "LayerPolicy",

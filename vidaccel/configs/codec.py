@@ -1,7 +1,7 @@
 """Plans as plain data, strictly read: what YAML files and the JSON inside plan files share.
 
-A policy is ``{pattern, precision, compensation}``; a rule is ``{noise, transformer, layers, branch}`` with either a
-policy's keys for all heads alike, or ``heads``, a list of policies. Unknown keys are errors, never ignored.
+A policy is ``{pattern, precision, compensation, skip}``; a rule is ``{noise, transformer, layers, branch}`` with
+either a policy's keys for all heads alike, or ``heads``, a list of policies. Unknown keys are errors, never ignored.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from ..errors import ConfigError
 from ..types import TileShape
 from .fingerprint import Fingerprint
-from .pattern_spec import PatternSpec
+from .pattern_spec import CompensationSpec, PatternSpec
 from .plan import HeadPolicy, LayerPolicy, Plan, Rule
 
 __all__ = ["plan_from_data", "plan_to_data", "policy_from_data", "policy_to_data", "take", "tile_from_data"]
 
-_POLICY_KEYS = ("pattern", "precision", "compensation")
+_POLICY_KEYS = ("pattern", "precision", "compensation", "skip")
 _RULE_KEYS = ("noise", "transformer", "layers", "branch", "heads", *_POLICY_KEYS)
 _PLAN_KEYS = ("name", "summary", "source", "tile", "rules", "fingerprint", "provenance")
 
@@ -38,10 +38,12 @@ def take(data: object, valid: Sequence[str], what: str) -> dict[str, Any]:
 
 def policy_to_data(policy: HeadPolicy) -> dict[str, Any]:
     """Plain data of one head's policy."""
+    plain = not policy.compensation.params
     return {
         "pattern": policy.pattern.to_data(),
         "precision": policy.precision,
-        "compensation": policy.compensation,
+        "compensation": policy.compensation.name if plain else policy.compensation.to_data(),
+        **({"skip": policy.skip} if policy.skip else {}),
     }
 
 
@@ -50,7 +52,10 @@ def policy_from_data(data: object, what: str = "a policy") -> HeadPolicy:
     given = take(data, _POLICY_KEYS, what)
     if "pattern" not in given:
         raise ConfigError(f"{what} has no 'pattern'; write for example pattern: dense")
-    return HeadPolicy(**{**given, "pattern": PatternSpec.from_data(given["pattern"])})
+    given["pattern"] = PatternSpec.from_data(given["pattern"])
+    if "compensation" in given:
+        given["compensation"] = CompensationSpec.from_data(given["compensation"])
+    return HeadPolicy(**given)
 
 
 def tile_from_data(data: object) -> TileShape | None:

@@ -11,6 +11,10 @@ from ..types import VideoGrid
 
 __all__ = ["ConfigValue", "Fingerprint"]
 
+#: Far above any model; a plan file of a stranger must not make ``inspect`` draw a billion heads or tokens.
+_MOST = 65_535
+_MOST_TOKENS = 1 << 24
+
 #: What a configuration entry may be.
 ConfigValue: TypeAlias = "bool | int | float | str | tuple[ConfigValue, ...] | None"
 
@@ -54,10 +58,12 @@ class Fingerprint:
                 raise ConfigError(f"Fingerprint.{name} is {getattr(self, name)!r}; give a text or None")
         for name in ("heads", "layers"):
             count = getattr(self, name)
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise ConfigError(f"Fingerprint.{name} is {count!r}; give a whole number of at least 1, or None")
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MOST):
+                raise ConfigError(f"Fingerprint.{name} is {count!r}; give a whole number from 1 to {_MOST}, or None")
         if not isinstance(self.grid, VideoGrid | None):
             raise ConfigError(f"Fingerprint.grid is {self.grid!r}; give VideoGrid(frames, height, width) or None")
+        if self.grid is not None and self.grid.tokens > _MOST_TOKENS:
+            raise ConfigError(f"Fingerprint.grid is {self.grid}; give a grid of at most {_MOST_TOKENS} tokens")
         pairs = dict(self.config)
         if not all(isinstance(key, str) for key in pairs):
             raise ConfigError(f"Fingerprint.config has keys {list(pairs)!r}; all must be text")

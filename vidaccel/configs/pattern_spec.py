@@ -1,4 +1,4 @@
-"""The name and the parameters of an attention pattern, as plans and files hold them."""
+"""The name and the parameters of a pattern or a compensation, as plans and files hold them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from ..errors import ConfigError
 
-__all__ = ["ParamValue", "PatternSpec"]
+__all__ = ["CompensationSpec", "ParamValue", "PatternSpec"]
 
 #: What a parameter may be. Whole numbers and fractions differ: 2 is two tiles or tokens, 1.0 the whole axis.
 ParamValue: TypeAlias = "bool | int | float | str | PatternSpec | tuple[ParamValue, ...] | None"
 
 _MAX_DEPTH = 4
 _MAX_ITEMS = 64
+_S = TypeVar("_S", bound="PatternSpec")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,24 +33,26 @@ class PatternSpec:
         ConfigError: if a name is not an identifier, or a value is not a plain value, a tuple of them or a spec.
     """
 
+    kind: ClassVar[str] = "pattern"
+
     name: str
     params: tuple[tuple[str, ParamValue], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
-            raise ConfigError(f"a pattern's name is {self.name!r}; give a name such as 'sliding_tile'")
+            raise ConfigError(f"a {self.kind}'s name is {self.name!r}; give a name such as 'sliding_tile'")
         named = {key: _frozen(value, f"{self.name}.{key}", _MAX_DEPTH) for key, value in self.params}
         for key in named:
             if not isinstance(key, str) or not key.isidentifier() or key == "name":
-                raise ConfigError(f"pattern {self.name!r} has a parameter called {key!r}; give an identifier")
+                raise ConfigError(f"{self.kind} {self.name!r} has a parameter called {key!r}; give an identifier")
         if len(named) != len(self.params):
-            raise ConfigError(f"pattern {self.name!r} names a parameter twice; give each one once")
+            raise ConfigError(f"{self.kind} {self.name!r} names a parameter twice; give each one once")
         object.__setattr__(self, "params", tuple(sorted(named.items())))
 
-    @staticmethod
-    def make(name: str, **params: Any) -> PatternSpec:
-        """The spec of pattern ``name`` with these parameters."""
-        return PatternSpec(name, tuple(params.items()))
+    @classmethod
+    def make(cls: type[_S], name: str, **params: Any) -> _S:
+        """The spec of that name with these parameters."""
+        return cls(name, tuple(params.items()))
 
     @property
     def kwargs(self) -> dict[str, ParamValue]:
@@ -62,7 +65,7 @@ class PatternSpec:
         return json.dumps(self.to_data(), sort_keys=True)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PatternSpec) and self.key == other.key
+        return isinstance(other, PatternSpec) and self.kind == other.kind and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -72,36 +75,43 @@ class PatternSpec:
         return f"{self.name}({inside})" if inside else self.name
 
     def __repr__(self) -> str:
-        return f"PatternSpec<{self}>"
+        return f"{type(self).__name__}<{self}>"
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON or YAML: ``{"name": ..., parameter: value, ...}``."""
         return {"name": self.name, **{key: _plain(value) for key, value in self.params}}
 
-    @staticmethod
-    def from_data(data: object) -> PatternSpec:
+    @classmethod
+    def from_data(cls: type[_S], data: object) -> _S:
         """The inverse of :meth:`to_data`; a bare text is a name without parameters.
 
         Raises:
             ConfigError: if the data is neither a text nor a mapping with a ``name``.
         """
-        return _spec(data, _MAX_DEPTH)
+        return _spec(cls, data, _MAX_DEPTH)
 
 
-def _spec(data: object, depth: int) -> PatternSpec:
+@dataclass(frozen=True, eq=False, repr=False)
+class CompensationSpec(PatternSpec):
+    """A compensation by name, not yet built: ``"none"``, ``"pooled_tail"`` or one of ``vidaccel.compensation``."""
+
+    kind: ClassVar[str] = "compensation"
+
+
+def _spec(cls: type[_S], data: object, depth: int) -> _S:
     if isinstance(data, str):
-        return PatternSpec(data)
+        return cls(data)
     if not isinstance(data, Mapping) or "name" not in data:
-        raise ConfigError(f"a pattern is {_short(data)}; give its name, or a mapping with 'name' and its parameters")
+        raise ConfigError(f"a {cls.kind} is {_short(data)}; give its name, or a mapping with 'name' and its parameters")
     if depth == 0:
         raise ConfigError(f"patterns are nested deeper than {_MAX_DEPTH} levels; unite them in one flat union")
     params = {key: _nested(value, depth - 1) for key, value in data.items() if key != "name"}
-    return PatternSpec(data["name"], tuple(params.items()))
+    return cls(data["name"], tuple(params.items()))
 
 
 def _nested(value: Any, depth: int) -> Any:
     if isinstance(value, Mapping):
-        return _spec(value, depth)
+        return _spec(PatternSpec, value, depth)
     if isinstance(value, list | tuple) and depth > 0:
         return tuple(_nested(item, depth - 1) for item in value)
     return value  # what is no valid value is named by _frozen

@@ -5,10 +5,10 @@
     Plan ── rules, the first that matches decides; nothing matches = dense
     └── Rule ── where it applies: noise levels, transformer, layers, cfg branch
         └── LayerPolicy ── one HeadPolicy for all heads, or one for each
-            └── HeadPolicy ── PatternSpec + precision + compensation
+            └── HeadPolicy ── PatternSpec + precision + CompensationSpec + skip
 
-Everything here is frozen, hashable and validated when it is made. Plans know pattern *names* only; whether a
-pattern of that name exists is the business of ``vidaccel.patterns``.
+Everything here is frozen, hashable and validated when it is made. Plans know *names* of patterns and compensations
+only; whether there is one of that name is the business of ``vidaccel.patterns`` and ``vidaccel.compensation``.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..types import PRECISIONS, TileShape
 from .fingerprint import Fingerprint
-from .pattern_spec import PatternSpec
+from .pattern_spec import CompensationSpec, PatternSpec
 
 __all__ = [
     "BRANCHES",
-    "COMPENSATIONS",
     "TRANSFORMERS",
+    "CompensationSpec",
     "Fingerprint",
     "HeadPolicy",
     "LayerPolicy",
@@ -35,14 +36,13 @@ __all__ = [
     "Rule",
 ]
 
-#: What may repair the sparse output: nothing, or the means of the skipped blocks.
-COMPENSATIONS = ("none", "pooled_tail")
 #: The pipeline components a rule may name.
 TRANSFORMERS = ("transformer", "transformer_2")
 #: The two passes of classifier-free guidance.
 BRANCHES = ("cond", "uncond")
 
 _DENSE = PatternSpec("dense")
+_NONE = CompensationSpec("none")
 _MAX_LAYER = 65_535
 _NOISE_SLACK = 0.01  # rounding of a scheduler's sigmas, far below the distance between two steps
 
@@ -90,36 +90,63 @@ class HeadPolicy:
     Args:
         pattern: which key blocks each query block attends.
         precision: a name from :data:`vidaccel.types.PRECISIONS`.
-        compensation: what repairs the output, one of :data:`COMPENSATIONS`.
+        compensation: what makes up for skipped blocks; a bare name stands for a spec without parameters.
+        skip: BLASST's scale factor: in a sequence of L tokens, the kernel passes over key blocks whose largest weight
+            is below ``skip / L`` of the largest so far; 0 never does.
 
     Raises:
-        ConfigError: for an unknown name, or compensation where nothing is skipped.
+        ConfigError: for an unknown precision, a field of the wrong kind, or compensation where nothing is skipped.
     """
 
     pattern: PatternSpec = _DENSE
     precision: str = "native"
-    compensation: str = "none"
+    compensation: CompensationSpec = _NONE
+    skip: float = 0.0
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            pattern: PatternSpec = ...,
+            precision: str = ...,
+            compensation: CompensationSpec | str = ...,
+            skip: float = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, PatternSpec):
             raise ConfigError(f"HeadPolicy.pattern is {self.pattern!r}; give PatternSpec.make(name, ...)")
         _one_of("HeadPolicy.precision", self.precision, tuple(PRECISIONS))
-        _one_of("HeadPolicy.compensation", self.compensation, COMPENSATIONS)
-        if self.pattern.name == "dense" and self.compensation != "none":
+        if isinstance(self.compensation, str):
+            object.__setattr__(self, "compensation", CompensationSpec(self.compensation))
+        if not isinstance(self.compensation, CompensationSpec):
             raise ConfigError(
-                f"compensation {self.compensation!r} repairs skipped blocks, but the dense pattern skips none;"
+                f"HeadPolicy.compensation is {self.compensation!r}; give a name or CompensationSpec.make(name, ...)"
+            )
+        if not _is_number(self.skip) or self.skip < 0:
+            raise ConfigError(f"HeadPolicy.skip is {self.skip!r}; give a scale factor of at least 0, 0 for no skipping")
+        object.__setattr__(self, "skip", float(self.skip) + 0.0)
+        if self.pattern.name == "dense" and self.compensation != _NONE:
+            raise ConfigError(
+                f"compensation {str(self.compensation)!r} repairs skipped blocks, but the dense pattern skips none;"
                 " set compensation to 'none' or choose a sparse pattern"
             )
 
     def __str__(self) -> str:
         precision = "" if self.precision == "native" else f" {self.precision}"
-        compensation = "" if self.compensation == "none" else f" + {self.compensation}"
-        return f"{self.pattern}{precision}{compensation}"
+        compensation = "" if self.compensation == _NONE else f" + {self.compensation}"
+        skip = f", skip {self.skip:g}" if self.skip else ""
+        return f"{self.pattern}{precision}{compensation}{skip}"
+
+    @property
+    def tail(self) -> bool:
+        """Whether the kernel itself summarises skipped blocks by their means."""
+        return self.compensation.name == "pooled_tail"
 
     @property
     def is_dense(self) -> bool:
         """Whether this is plain full attention, so that the model's own code may run."""
-        return self.pattern.name == "dense" and self.precision == "native" and self.compensation == "none"
+        return self.pattern.name == "dense" and self.precision == "native" and not self.skip
 
 
 _DENSE_HEAD = HeadPolicy()

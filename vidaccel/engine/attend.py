@@ -8,22 +8,21 @@ Every way out of the sparse path leaves its reason in the statistics.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn import functional as F
 
-from ..blockmask import BlockMask
 from ..errors import KernelError, StrictError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
 from ..kernels.dispatch import select
-from ..layout import TokenLayout
-from ..patterns.dynamic import DynamicPattern, Heads, choose_blocks
+from ..patterns.dynamic import Heads
 from ..types import PRECISIONS, Precision
-from .guard import what_is_wrong
+from .guard import HeadWatch, bounded, check_heads, is_bounded, what_is_wrong
 from .prepare import HeadGroup
+from .run import run_heads
 from .sequence import Part, Sequence
 from .stats import LayerStats
 
@@ -51,16 +50,8 @@ class Observer(Protocol):
     def wants(self, site: AttentionSite) -> bool:
         """Whether to show this call, which has just run dense, to :meth:`observe`."""
 
-    def observe(
-        self,
-        site: AttentionSite,
-        layout: TokenLayout,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
-        """Sees q, k, v and the dense output of some samples, [B,S,H,D] in layout order, without padding."""
+    def observe(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
+        """Sees all heads of some samples and their dense output [B,S,H,D], in layout order, without padding."""
 
 
 @dataclass(eq=False)
@@ -72,22 +63,47 @@ class AttentionSite:
     layer: int
     dense: DenseAttention
     stats: LayerStats
-    memories: dict[Any, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    memories: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    #: Number of the run that the memories are of.
+    remembered: int | None = None
+    #: The layer's trained tensors by name, on a device; the patcher keeps them where offloading finds them.
+    weights: Callable[[torch.device], Mapping[str, torch.Tensor]] = field(default=lambda device: {})
+    watch: HeadWatch = field(default_factory=HeadWatch)
 
     def memory(self, of: Any) -> dict[str, Any]:
         """What the pattern of these heads and this guidance branch remembers of the run; empty in a new run."""
         moment = self.state.moment
         assert moment is not None
-        key = (of, moment.branch)
-        run, found = self.memories.get(key, (-1, {}))
-        if run != moment.run:
-            found = {}
-            self.memories[key] = moment.run, found
-        return found
+        if self.remembered != moment.run:  # what another run left behind may be large
+            self.memories.clear()
+            self.remembered = moment.run
+        return self.memories.setdefault((of, moment.branch), {})
+
+    def heads(
+        self,
+        sequence: Sequence,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+    ) -> Heads:
+        """All heads of a call at this moment, from q, k, v [B,S,H,D] and the input [B,S,C] in layout order."""
+        moment = self.state.moment
+        assert moment is not None  # or the call would run dense
+        return Heads(
+            q, k, v, sequence.layout(q.device), noise_level=moment.noise_level, step=moment.step,
+            transformer=self.state.name, layer=self.layer, weights=self.weights(q.device), hidden=hidden,
+            curvature=self.state.trajectory.curvature(moment),
+        )  # fmt: skip
 
 
 def attend(
-    site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+    site: AttentionSite,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    hidden: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Self-attention of one patched layer.
 
@@ -95,6 +111,7 @@ def attend(
         q, k, v: [B, S, H, D] after norms and RoPE; the video's tokens in raster order, or in layout order if
             ``site.state.tiled``.
         mask: attention mask the model passed, in raster order, or ``None``; see :func:`~.sequence.padding_of`.
+        hidden: what the layer's projections took, if the plan asks for it: [B, S, C], or of the video's tokens alone.
 
     Returns:
         [B, S, H, D], in the order the tokens came in. Padding has zeros where the call ran sparse.
@@ -103,11 +120,11 @@ def attend(
         StrictError: in a strict session, if the plan wanted something else than what can run.
     """
     with site.stats.watch.running(q.device):
-        work, reason = _decide(site, q, mask)
+        work, reason = _decide(site, q, mask, hidden)
         if reason is not None:
             _fell_back(site, reason)
         if work:
-            return _guarded(site, work, q, k, v, mask)
+            return _guarded(site, work, q, k, v, mask, hidden)
         out = _dense(site, q, k, v, mask)
         site.stats.count("dense", 1.0, sparse=False)
     observer = site.session.observer
@@ -123,9 +140,11 @@ def _guarded(
     k: torch.Tensor,
     v: torch.Tensor,
     mask: torch.Tensor | None,
+    hidden: torch.Tensor | None,
 ) -> torch.Tensor:
     """The sparse output, or the dense one where the guard objects."""
-    out, density = _sparse(site, work, q, k, v)
+    site.watch.start(site.session.guard)
+    out, density = _sparse(site, work, q, k, v, hidden)
     wrong = what_is_wrong(out, v)
     if wrong is not None:
         return _after_guard(site, q, k, v, mask, wrong)
@@ -155,8 +174,8 @@ def _show(
             site.stats.fallbacks[f"not observed: {sequence}"] += 1
             return
         assert isinstance(part, Part)
-        layout = sequence.layout(q.device)
-        observer.observe(site, layout, *(sequence.to_layout(part.take(x)) for x in (q, k, v, out)))
+        q_, k_, v_, out_ = (sequence.to_layout(part.take(x)) for x in (q, k, v, out))
+        observer.observe(site, site.heads(sequence, q_, k_, v_), out_)
 
 
 def passed_by(site: AttentionSite, reason: str) -> None:
@@ -171,21 +190,28 @@ def passed_by(site: AttentionSite, reason: str) -> None:
     site.stats.count("dense", 1.0, sparse=False)
 
 
-def _decide(site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None) -> tuple[list[Work], str | None]:
+def _decide(
+    site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None, hidden: torch.Tensor | None
+) -> tuple[list[Work], str | None]:
     """What to run sparse (nothing: dense), and a reason if that is not what the plan says."""
     state, session = site.state, site.session
     if state.moment is None:
         return [], f"{state.name} was not entered through its forward pass, so the noise level is unknown"
-    policy = session.policy(state.moment, state.name, site.layer)
-    if policy.is_dense:
+    planned = session.policy(state.moment, state.name, site.layer)
+    if planned.is_dense:
         return [], None
+    excluded, policy = site.watch.reason(session.guard), site.watch.policy(planned, q.shape[2])
+    if policy.is_dense:
+        return [], excluded
     if state.grid is None:
         return [], state.dense_reason or "the token grid is unknown"
+    if hidden is not None and hidden.shape[1] not in (q.shape[1], state.grid.tokens):
+        return [], f"its trained gate is for {hidden.shape[1]} tokens, and the layer attends {q.shape[1]}"
     parts = state.parts(q, mask)
     if isinstance(parts, str):
         return [], parts
     work: list[Work] = []
-    reasons: dict[str, None] = {}
+    reasons: dict[str, None] = {} if excluded is None else {excluded: None}
     for part in parts:
         sequence = state.sequence(part.valid)
         if isinstance(sequence, str):
@@ -199,14 +225,14 @@ def _decide(site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None) -> 
                 return [], reason
             one.groups.append((kernel, group))
         if not one.groups:  # this policy keeps everything
-            return [], None
+            return [], excluded
         work.append(one)
     return work, "; ".join(reasons) or None
 
 
 def _kernel(session: Session, group: HeadGroup, q: torch.Tensor) -> tuple[Kernel | None, HeadGroup, str | None]:
     """The kernel for a group; in the model's own dtype where this device lacks the precision, with the reason."""
-    request = KernelRequest.of(q, group.precision, tail=group.tail)
+    request = group.request(q)
     if request not in session.kernels:
         session.kernels[request] = _choose(request, session.kernel)
     kernel, precision, reason = session.kernels[request]
@@ -241,15 +267,21 @@ def _dense(
 
 
 def _sparse(
-    site: AttentionSite, work: list[Work], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    site: AttentionSite,
+    work: list[Work],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    hidden: torch.Tensor | None,
 ) -> tuple[torch.Tensor, float]:
     """Runs every part of the batch; returns the output in the order the tokens came in, and the density."""
     (first, *others) = work
     if not others and first.part.valid == q.shape[1]:
-        return _run(site, first, q, k, v)
+        return _run(site, first, q, k, v, hidden)
     out, density = q.new_zeros(q.shape), 0.0
     for one in work:
-        result, kept = _run(site, one, *(one.part.take(x) for x in (q, k, v)))
+        inputs = (None if x is None else one.part.take(x) for x in (q, k, v, hidden))
+        result, kept = _run(site, one, *inputs)  # type: ignore[arg-type]
         density += one.part.share * kept
         if one.part.samples is None:
             out[:, : one.part.valid] = result
@@ -259,50 +291,59 @@ def _sparse(
 
 
 def _run(
-    site: AttentionSite, work: Work, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-) -> tuple[torch.Tensor, float]:
-    """Runs every group's kernel on samples of one length; returns the output and its density."""
-    layout = work.sequence.layout(q.device)
-    q, k, v = (work.sequence.to_layout(x) for x in (q, k, v))
-    out: torch.Tensor | None = None
-    density = 0.0
-    for kernel, group in work.groups:
-        heads = group.heads
-        qh, kh, vh = (q, k, v) if heads is None else (x.index_select(2, heads) for x in (q, k, v))
-        mask, kept, tail = group.mask, group.density, group.tail
-        if mask is None or kept is None:
-            assert group.pattern is not None
-            # other heads and samples of other lengths have memories of their own
-            memory = site.memory((group.pattern, group.members, work.part.valid))
-            mask = _chosen(site, group.pattern, memory, layout, qh, kh, vh)
-            kept = mask.density(layout)
-            tail = tail and not mask.is_full()
-        density += group.share * kept
-        result = kernel(qh, kh, vh, layout, mask, precision=group.precision, tail=tail)
-        assert isinstance(result, torch.Tensor)  # no LSE was asked for
-        if heads is None:  # the only group, so its output is the layer's
-            out = result
-        else:
-            out = torch.empty_like(q) if out is None else out
-            out.index_copy_(2, heads, result)
-    assert out is not None  # there is at least one group
-    return work.sequence.from_layout(out), density
-
-
-def _chosen(
     site: AttentionSite,
-    pattern: DynamicPattern,
-    memory: dict[str, Any],
-    layout: TokenLayout,
+    work: Work,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-) -> BlockMask:
-    """The blocks that a dynamic pattern keeps in this call."""
-    moment = site.state.moment
-    assert moment is not None  # or the call would run dense
-    heads = Heads(q, k, v, layout, memory, noise_level=moment.noise_level, step=moment.step)
-    return BlockMask.from_dense(choose_blocks(pattern, heads))
+    hidden: torch.Tensor | None,
+) -> tuple[torch.Tensor, float]:
+    """Runs every group on samples of one length; returns the output and its density."""
+    q, k, v = (work.sequence.to_layout(x) for x in (q, k, v))
+    if hidden is not None:
+        sequence = work.sequence
+        if hidden.shape[1] < sequence.tokens:  # other tokens join the video inside the layer; no gate is theirs
+            hidden = F.pad(hidden, (0, 0, sequence.before, sequence.others - sequence.before))
+        hidden = sequence.to_layout(hidden.to(q.device))  # an offloaded layer may take it on another device
+    heads = site.heads(work.sequence, q, k, v, hidden)
+    out: torch.Tensor | None = None
+    density = 0.0
+    for kernel, group in work.groups:
+        # other blocks, other heads and samples of other lengths have memories of their own
+        memory = site.memory((group.pattern or group.mask, group.compensation, group.members, work.part.valid))
+        result, kept = run_heads(
+            kernel, group, heads if group.heads is None else heads.only(group.heads, group.members), memory
+        )
+        density += group.share * kept
+        if group.heads is None:  # the only group, so its output is the layer's
+            out = result
+        else:
+            out = torch.empty_like(q) if out is None else out
+            out.index_copy_(2, group.heads, result)
+    assert out is not None  # there is at least one group
+    if site.watch.due:
+        _check(site, heads, out)
+    return work.sequence.from_layout(out), density
+
+
+def _check(site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
+    """Compares an output in layout order with exact attention; heads that are off run dense from here on."""
+    guard, state = site.session.guard, site.state
+    found = check_heads(guard, site.watch, heads, out)
+    found = {head: error for head, error in found.items() if head not in site.watch.errors}
+    if not found:
+        return
+    site.watch.exclude(found)
+    site.memories.clear()  # heads are grouped anew
+    assert state.moment is not None
+    for head, error in found.items():
+        site.session.say_once(
+            f"guard: head {head} of {state.name} layer {site.layer} runs dense from step {state.moment.step} on: its"
+            f" sampled relative error is {error:.3g}, above the limit {guard.limit:g}"
+        )
+    reason = site.watch.reason(guard)
+    assert reason is not None
+    _fell_back(site, reason)
 
 
 def _after_guard(
@@ -319,11 +360,15 @@ def _after_guard(
     where = f"{state.name} layer {site.layer}, step {state.moment.step}"
     _fell_back(site, f"guard: {wrong}")
     site.session.say_once(f"guard: {wrong} at {where}; that call ran dense")
+    site.memories.clear()  # what the call left behind may be as bad
     out = _dense(site, q, k, v, mask)
     still = what_is_wrong(out, v)
     if still is not None:
         # the input was bad already: attention cannot mend it, but nobody should blame the sparse kernel
         message = f"{where}: dense attention gives {still} too, so the input of this layer is at fault"
+        if not is_bounded(out):
+            message += "; its values that are not finite count as 0, and huge ones are cut"
+            out = _dense(site, bounded(q), bounded(k), bounded(v), mask)
         site.session.say_once(message)
         warnings.warn(message, VidaccelWarning, stacklevel=2)
     site.stats.count("dense", 1.0, sparse=False)

@@ -38,17 +38,27 @@ def passed_by(handle: torch.Tensor, reason: str) -> None:
 
 @torch.library.custom_op("vidaccel::attention", mutates_args=())
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, handle: torch.Tensor, mask: torch.Tensor | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    handle: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    hidden: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Self-attention [B, S, H, D] by the plan of the session behind ``handle``."""
+    """Self-attention [B, S, H, D] by the plan of the session behind ``handle``; ``hidden`` [B, S, C] is its input."""
     site = _sites.get(int(handle))
     if site is None:
         raise PatchError("this attention layer's session is gone; unpatch the pipeline and patch it again")
-    return attend.attend(site, q, k, v, mask).contiguous()
+    return attend.attend(site, q, k, v, mask, hidden).contiguous()
 
 
 @attention.register_fake
 def _(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, handle: torch.Tensor, mask: torch.Tensor | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    handle: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    hidden: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return q.new_empty(q.shape)

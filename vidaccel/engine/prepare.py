@@ -1,7 +1,7 @@
 """From a layer's policy to what a kernel takes: heads in groups of one kernel call each.
 
-Static patterns of one precision and tail share a group, since their block masks are stacked. A dynamic pattern has a
-group of its own; its mask is chosen in each call.
+Static patterns of one precision, compensation and skip factor share a group, since their block masks are stacked. A
+dynamic pattern has a group of its own; its mask is chosen in each call.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from dataclasses import dataclass
 import torch
 
 from ..blockmask import BlockMask
-from ..configs.pattern_spec import PatternSpec
-from ..configs.plan import LayerPolicy
+from ..compensation import Compensation, build_compensation
+from ..configs.pattern_spec import CompensationSpec, PatternSpec
+from ..configs.plan import LayerPolicy, Plan
+from ..errors import ConfigError
+from ..kernels.contract import KernelRequest
 from ..layout import TokenLayout
+from ..patterns.cluster_order import ClusterOrder
 from ..patterns.dynamic import DynamicPattern
 from ..patterns.registry import build_pattern, build_static, pattern_class
 from ..types import PRECISIONS, Precision
 
-__all__ = ["HeadGroup", "prepare"]
+__all__ = ["HeadGroup", "check_plan", "needs_curvature", "prepare"]
+
+_DROPPED = build_compensation(CompensationSpec("none"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +36,8 @@ class HeadGroup:
         mask: blocks they attend, [1, 1 or n, NB, NB]; ``None`` if the pattern chooses them in each call.
         pattern: that pattern, or ``None``.
         precision: how QK^T and PV are computed.
-        tail: whether skipped blocks are summarised by their means.
+        compensation: what makes up for skipped blocks.
+        skip: BLASST's scale factor, see :class:`vidaccel.configs.plan.HeadPolicy`.
         members: numbers of those heads in the layer.
         share: part of the layer's heads that are in this group.
         density: kept token pairs over all, mean over the group's heads; ``None`` where each call has its own.
@@ -40,55 +47,93 @@ class HeadGroup:
     mask: BlockMask | None
     pattern: DynamicPattern | None
     precision: Precision
-    tail: bool
+    compensation: Compensation
+    skip: float
     members: tuple[int, ...]
     share: float
     density: float | None
+
+    def request(self, q: torch.Tensor) -> KernelRequest:
+        """What a kernel must be able to do to run the group on q [B,S,H,D]."""
+        rule = self.compensation
+        return KernelRequest.of(q, self.precision, tail=rule.tail, return_lse=rule.lse, skip=self.skip > 0)
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """The group's heads of x [B,S,H,D]."""
+        return x if self.heads is None else x.index_select(2, self.heads)
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises :class:`ConfigError` if the plan names a pattern, compensation or parameter that does not exist.
+
+    Or if a compensation that remembers outputs by place meets a pattern that sorts the tokens anew in each call.
+    """
+    for policy in dict.fromkeys(head for rule in plan.rules for head in rule.policy.heads):
+        pattern, rule = build_pattern(policy.pattern), build_compensation(policy.compensation)
+        if rule.stateful and isinstance(pattern, ClusterOrder):
+            raise ConfigError(
+                f"{policy.compensation} keeps outputs by place, but {policy.pattern.name} sorts the tokens anew in each"
+                " call; give it a pattern with one order of the tokens, or another compensation"
+            )
+
+
+def needs_curvature(plan: Plan) -> bool:
+    """Whether some pattern of the plan wants to know how the outputs of the transformer change."""
+    built = (build_pattern(head.pattern) for rule in plan.rules for head in rule.policy.heads)
+    return any(isinstance(pattern, DynamicPattern) and pattern.needs_curvature for pattern in built)
 
 
 def prepare(policy: LayerPolicy, num_heads: int, layout: TokenLayout) -> tuple[HeadGroup, ...]:
     """Kernel calls that carry out ``policy`` on a layer of ``num_heads`` heads; empty if all of it is plain dense.
 
     Raises:
-        ConfigError: if the policy names a pattern or parameter that does not exist, or has another number of heads.
+        ConfigError: if the policy names a pattern, compensation or parameter that does not exist, or has another number
+            of heads.
     """
     policy.check_heads(num_heads)
-    members: dict[tuple[str, bool, PatternSpec | None], list[int]] = {}
+    members: dict[tuple[str, CompensationSpec, float, PatternSpec | None], list[int]] = {}
     for head in range(num_heads):
         choice = policy.for_head(head, num_heads)
         chosen = choice.pattern if pattern_class(choice.pattern).dynamic else None
-        members.setdefault((choice.precision, choice.compensation == "pooled_tail", chosen), []).append(head)
+        members.setdefault((choice.precision, choice.compensation, choice.skip, chosen), []).append(head)
 
     groups = []
-    for (precision, tail, chosen), heads in members.items():
+    for (precision, compensation, skip, chosen), heads in members.items():
         pattern = None if chosen is None else build_pattern(chosen)
         assert pattern is None or isinstance(pattern, DynamicPattern)
         mask = None
         if pattern is None:
             mask = _static_mask([policy.for_head(head, num_heads).pattern for head in heads], layout)
+        rule = build_compensation(compensation)
+        if mask is not None and mask.is_full() and not rule.always:
+            rule = _DROPPED  # nothing is skipped
         groups.append(
             HeadGroup(
                 heads=None if len(heads) == num_heads else torch.tensor(heads, device=layout.device),
                 mask=mask,
                 pattern=pattern,
-                # nothing is skipped under a full mask, so there is no tail to add
-                tail=tail and (mask is None or not mask.is_full()),
                 precision=PRECISIONS[precision],
+                compensation=rule,
+                skip=skip,
                 members=tuple(heads),
                 share=len(heads) / num_heads,
                 density=None if mask is None else mask.density(layout),
             )
         )
-    if all(g.mask is not None and g.mask.is_full() and not g.precision.quantised for g in groups):
+    if all(_plain(group) for group in groups):
         return ()
     return tuple(groups)
 
 
+def _plain(group: HeadGroup) -> bool:
+    """Whether the group is attention of everything to everything in the model's own dtype."""
+    full = group.mask is not None and group.mask.is_full()
+    return full and group.compensation == _DROPPED and not group.precision.quantised and not group.skip
+
+
 def _static_mask(specs: list[PatternSpec], layout: TokenLayout) -> BlockMask:
     """The masks of these heads, stacked; one for all if they are alike, because then kernels share the index work."""
-    distinct = {}
-    for spec in dict.fromkeys(specs):
-        distinct[spec] = build_static(spec).blocks(layout).to(layout.device)
+    distinct = {spec: build_static(spec).mask(layout) for spec in dict.fromkeys(specs)}
     if len(distinct) == 1:
-        return BlockMask.from_dense(distinct[specs[0]])
-    return BlockMask.from_dense(torch.stack([distinct[spec] for spec in specs]))
+        return distinct[specs[0]].to(layout.device)
+    return BlockMask.stack([distinct[spec] for spec in specs], layout).to(layout.device)

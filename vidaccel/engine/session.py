@@ -19,9 +19,11 @@ from ..layout import TokenLayout
 from ..types import Precision, TileShape, VideoGrid
 from .attend import AttentionSite, DenseAttention, Observer
 from .clock import Clock, Moment
+from .guard import Guard
 from .prepare import HeadGroup, prepare
 from .sequence import Part, Sequence, padding_of, parts_of
 from .stats import LayerStats, Report
+from .trajectory import Trajectory
 
 __all__ = ["Session", "TransformerState"]
 
@@ -43,6 +45,7 @@ class TransformerState:
         joint: whether other tokens share the sequence with the video.
         before: how many of them precede it; ``None`` for all.
         padding: what :meth:`parts` found in this pass, by mask.
+        trajectory: its outputs of before, if the plan asks for them.
     """
 
     name: str
@@ -54,6 +57,7 @@ class TransformerState:
     joint: bool = False
     before: int | None = 0
     padding: dict[Any, tuple[torch.Tensor, tuple[Part, ...] | str]] = field(default_factory=dict)
+    trajectory: Trajectory = field(default_factory=Trajectory)
 
     def layout(self, device: torch.device) -> TokenLayout:
         """Order of the video's tokens in this pass, on the device where it is needed (offloading moves layers)."""
@@ -100,6 +104,7 @@ class Session:
         strict: raise :class:`StrictError` where a layer would run other than planned, instead of reporting it.
         allow_mismatch: warn instead of raising when the plan's fingerprint names another model or grid.
         kernel: name of the kernel to use, or ``None`` for the best one that can run.
+        guard: which sparse calls are compared with exact attention.
     """
 
     def __init__(
@@ -110,12 +115,14 @@ class Session:
         strict: bool = False,
         allow_mismatch: bool = False,
         kernel: str | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.plan = plan
         self.clock = clock
         self.strict = strict
         self.allow_mismatch = allow_mismatch
         self.kernel = kernel
+        self.guard = Guard() if guard is None else guard
         #: Sees what runs dense, if set before the run; a plan that is dense everywhere is what it is meant for.
         self.observer: Observer | None = None
         #: Tile shape in which it wants to see it, for such a plan.

@@ -26,7 +26,8 @@ class Skips:
     its largest score comes within ``threshold`` of the largest score so far. Its exponentials, its V and its product
     are then spared, and it is missing from the output and from the LSE alike (BLASST; stage 2 of SpargeAttn).
 
-    Kernels decide for their own tiles: blocks longer than a tile are decided about piece by piece.
+    Kernels decide for their own tiles: blocks longer than a tile are decided about piece by piece. Of a partial block
+    the kept scores decide, and its token pairs count whole.
 
     Args:
         threshold: float32 [H], natural-log units, BLASST's ln(lambda); -inf never skips.
@@ -95,7 +96,8 @@ class Kernel(Protocol):
 
     ``scale`` multiplies q k^T and is 1/sqrt(D) by default. With ``tail=True`` each query also attends the means of
     the blocks it skips: logits ``scale * q.kmean_j + log n_j`` for a block of n_j tokens, values ``vmean_j``, one
-    softmax over both. Blocks that ``skips`` passes over are gone; the tail does not stand in for them.
+    softmax over both. Blocks that ``skips`` passes over are gone; the tail does not stand in for them. Nor does it for
+    the tokens of a partial block that the mask's rule drops: only blocks that are skipped whole are summarised.
     """
 
     @property

@@ -11,7 +11,7 @@ from ..blockmask import BlockMask
 from ..errors import KernelError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
-from . import reference, torch_sparse, triton
+from . import emulated, reference, torch_sparse, triton
 from .contract import AttentionResult, Kernel, KernelRequest, Skips
 
 __all__ = ["FunctionKernel", "kernels", "select", "why_not_table"]
@@ -59,6 +59,8 @@ class FunctionKernel:
 _KERNELS: tuple[Kernel, ...] = (
     FunctionKernel("triton", triton.block_sparse_attention, triton.why_not),
     FunctionKernel("torch-sparse", torch_sparse.block_sparse_attention, torch_sparse.why_not),
+    # never faster than the two above: it takes what a plan asks of a CPU and they cannot compute
+    FunctionKernel("emulated", emulated.block_sparse_attention, emulated.why_not),
 )
 
 #: Runs only when asked for by name: it is exact and far slower than dense.

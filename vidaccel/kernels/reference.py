@@ -17,7 +17,7 @@ from ..errors import KernelError, LayoutError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
 from .contract import AttentionResult, KernelRequest, Skips, check_inputs
-from .quantise import quantise_weights, round_queries_and_keys, round_values
+from .quantise import round_queries_and_keys, round_values, round_weights
 
 __all__ = ["block_sparse_attention", "why_not"]
 
@@ -52,7 +52,7 @@ def block_sparse_attention(
     """Attention of q over the key blocks that ``mask`` keeps; arguments as :class:`.contract.Kernel` has them.
 
     Args:
-        compute_dtype: dtype of everything but the 8-bit roundings.
+        compute_dtype: dtype of everything but the roundings to few bits.
         token_mask: boolean, broadcasts to [B,H,S,S]: token pairs to keep besides what ``mask`` says. Its rows must
             keep a token.
         out_dtype: dtype of the output, ``None`` for q's; ``compute_dtype`` spares the last rounding.
@@ -83,7 +83,7 @@ def block_sparse_attention(
     top = scores.amax(-1, keepdim=True)
     weights = (scores - top).exp()
     total = weights.sum(-1, keepdim=True)
-    out = _weighted_values(weights, v, precision, total)
+    out = _weighted_values(weights, v, layout, precision, total)
     # K smoothing changed every score of a row by the same amount: the LSE takes it back
     lse = (top + total.log()).squeeze(-1) + _smoothed_away(q, k, precision, scale)
     if tail:
@@ -105,7 +105,9 @@ def _skip(scores: torch.Tensor, layout: TokenLayout, mask: BlockMask, skips: Ski
     for j, columns in enumerate(scores.split(key_sizes, dim=-1)):
         local = columns.amax(-1)
         running = torch.maximum(running, local)
-        nearest = torch.stack([rows.amax(-1) for rows in (local - running).split(row_sizes, dim=-1)], dim=-1)
+        # a row whose partial blocks kept nothing so far has no maximum, and nothing to lose
+        distance = local - running.masked_fill(running.isneginf(), 0.0)
+        nearest = torch.stack([rows.amax(-1) for rows in distance.split(row_sizes, dim=-1)], dim=-1)
         passed = listed[..., row_block, key_block[j]] & (nearest < limit)
         skips.skipped.add_((passed * counts).sum(-1) * key_sizes[j])
         rows = passed.repeat_interleave(counts, dim=-1)
@@ -141,12 +143,14 @@ def _smoothed_away(q: torch.Tensor, k: torch.Tensor, precision: Precision, scale
     return (q * k_mean).sum(-1) * scale
 
 
-def _weighted_values(weights: torch.Tensor, v: torch.Tensor, precision: Precision, total: torch.Tensor) -> torch.Tensor:
+def _weighted_values(
+    weights: torch.Tensor, v: torch.Tensor, layout: TokenLayout, precision: Precision, total: torch.Tensor
+) -> torch.Tensor:
     """weights @ v / total [B,H,S,D]; ``total`` is the sum of the unrounded weights."""
     if precision.pv == "native":
         return weights @ v / total
-    rest, v_mean = round_values(v, precision)
-    return quantise_weights(weights).dequantise(v.dtype) @ rest / total + v_mean
+    rest, v_mean = round_values(v, layout, precision)
+    return round_weights(weights, precision, layout.block_sizes.tolist()) @ rest / total + v_mean
 
 
 def _with_tail(

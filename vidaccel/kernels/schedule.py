@@ -109,7 +109,8 @@ class _Items:
 
 
 def _build(mask: BlockMask, layout: TokenLayout, device: torch.device) -> Schedule:
-    keep = mask.dense.cpu().numpy()
+    # blocks that a rule cuts are not gathered whole (partial.py); rows with no others have no item
+    keep = (mask.dense & ~mask.partial).cpu().numpy()
     batch, heads, num_blocks, _ = keep.shape
     sizes = layout.block_sizes.numpy()
     packed = np.packbits(keep, axis=-1)
@@ -135,7 +136,9 @@ def _items(keep: np.ndarray, packed: np.ndarray, sizes: np.ndarray) -> _Items:
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
     q_blocks = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    kv_blocks = [np.flatnonzero(keep[row]) for row in first]
+    filled = [i for i, row in enumerate(first) if keep[row].any()]
+    q_blocks = [q_blocks[i] for i in filled]
+    kv_blocks = [np.flatnonzero(keep[first[i]]) for i in filled]
     queries = np.array([sizes[blocks].sum() for blocks in q_blocks])
     keys = np.array([sizes[blocks].sum() for blocks in kv_blocks])
     return _Items(queries, keys, q_blocks, kv_blocks)

@@ -8,6 +8,8 @@ chunk of items of equal size (:mod:`.schedule`)::
     o_i, lse_i                       = SDPA(q_i, k_i, v_i)
     o_i, lse_i                       = merge((o_i, lse_i), pooled_tail(q_i, means of the skipped blocks))   if tail
     out, lse                         = scatter(o_i, lse_i)
+
+Blocks that a rule over tokens cuts are a second partial result, merged with the first (:mod:`.partial`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from ..types import PRECISIONS, Precision
 from .contract import AttentionResult, KernelRequest, Skips, check_inputs
 from .dense import attention_with_lse
 from .merge import merge
+from .partial import PartialPlan, masked_attention, partial_plan
 from .schedule import Group, Schedule, schedule
 from .tail import pooled_tail
 
@@ -83,7 +86,10 @@ def block_sparse_attention(
         raise KernelError(f"torch-sparse cannot run this: {reason}")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     plan = schedule(mask, layout, q.device)
-    if all(group.full and group.queries == layout.tokens for groups in plan.groups for group in groups):
+    cuts = None if mask.rule is None else partial_plan(mask, mask.rule, layout, q.device)
+    if cuts is None and all(
+        group.full and group.queries == layout.tokens for groups in plan.groups for group in groups
+    ):
         out, lse = attention_with_lse(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale)
         out = out.transpose(1, 2)
     else:
@@ -96,9 +102,11 @@ def block_sparse_attention(
             for first in range(0, q.shape[2], together):
                 heads = range(first, min(first + together, q.shape[2]))
                 part = (b, slice(None), slice(first, heads.stop))
-                slab = _Slab(q[part], k[part], v[part], heads, layout, plan, scale, tail)
+                slab = _Slab(q[part], k[part], v[part], heads, layout, plan, scale, tail, cuts)
                 for group in groups:
                     slab.run(group)
+                if cuts is not None:
+                    slab.add_partial(cuts, b if len(cuts.groups) > 1 else 0)
                 out[part] = slab.out.transpose(0, 1)
                 lse[b, first : heads.stop] = slab.lse
     return (out, lse) if return_lse else out
@@ -117,10 +125,15 @@ class _Slab:
         plan: Schedule,
         scale: float,
         tail: bool,
+        cuts: PartialPlan | None,
     ) -> None:
         self.q, self.k, self.v = (x.transpose(0, 1).contiguous() for x in (q, k, v))
-        self.out, self.lse = torch.empty_like(self.q), self.q.new_empty(self.q.shape[:2], dtype=torch.float32)
-        self.heads, self.head_dim = heads, q.shape[-1]
+        if cuts is None:
+            self.out, self.lse = torch.empty_like(self.q), self.q.new_empty(self.q.shape[:2], dtype=torch.float32)
+        else:  # results are merged in: a row may have no whole block
+            self.out = torch.zeros_like(self.q, dtype=torch.float32)
+            self.lse = self.q.new_full(self.q.shape[:2], -math.inf, dtype=torch.float32)
+        self.heads, self.head_dim, self.cut = heads, q.shape[-1], cuts is not None
         self.layout, self.plan, self.scale = layout, plan, scale
         # what one index moves: a whole block where all have one size, else a token
         self.units = layout.num_blocks if layout.uniform else layout.tokens
@@ -141,7 +154,7 @@ class _Slab:
                 kv_index = self._index(group.kv_rows, group.kv_starts, heads, items)
                 k, v = (self._gather(x, kv_index, group.keys).unsqueeze(1) for x in (self.k, self.v))
             out, lse = attention_with_lse(q, k, v, self.scale)  # one "head" per item
-            if self.means is not None and not group.full:
+            if self.means is not None and not group.full and not self.cut:
                 tail_out, tail_lse = self._tail(q.squeeze(1), group, heads, items, self.means)
                 out, lse = merge(out.float(), lse, tail_out.unsqueeze(1), tail_lse.unsqueeze(1))
             self._scatter(self.out, q_index, out.to(self.out.dtype))
@@ -202,3 +215,43 @@ class _Slab:
         else:
             head = torch.tensor(group.heads[items.start : items.stop], device=q.device) - self.heads.start
         return pooled_tail(q, k_means[head], v_means[head], bias, self.scale)
+
+    def add_partial(self, cuts: PartialPlan, entry: int) -> None:
+        """Merges in the partial blocks and, where it is wanted, the tail of what is neither kept nor partial."""
+        budget = _CHUNK_BYTES.get(self.q.device.type, _CHUNK_BYTES_ELSEWHERE)
+        tile = cuts.slots.shape[1]
+        for head, (q, k, v) in enumerate(zip(self.q, self.k, self.v, strict=True)):
+            place = 0 if self.plan.shared else self.heads.start + head
+            for group in cuts.groups[entry][place]:
+                keys = group.k_blocks.shape[1] * tile
+                together = max(1, budget // (4 * keys * (2 * self.head_dim + tile)))
+                parts = (x.split(together) for x in (group.q_blocks, group.k_blocks, group.masks))
+                for q_blocks, k_blocks, masks in zip(*parts, strict=True):
+                    n = len(q_blocks)
+                    kv_slots = cuts.slots[k_blocks].view(n, keys)
+                    bias = cuts.bias[masks].transpose(1, 2).reshape(n, tile, keys)
+                    q_rows, k_rows, v_rows = _taken(q, cuts.slots[q_blocks]), _taken(k, kv_slots), _taken(v, kv_slots)
+                    out, lse = masked_attention(q_rows, k_rows, v_rows, bias, cuts.alive[masks].any(1), self.scale)
+                    self._merge(head, cuts, q_blocks, out, lse)
+            if self.means is not None:
+                q_blocks = cuts.skipped[entry, place].any(-1).nonzero().squeeze(-1)
+                k_head, v_head = self.means[0][head], self.means[1][head]
+                for blocks in q_blocks.split(max(1, budget // (4 * tile * self.layout.num_blocks))):
+                    bias = cuts.tail_bias[entry, place][blocks]
+                    k_means, v_means = (x.expand(len(blocks), -1, -1) for x in (k_head, v_head))
+                    tail = pooled_tail(_taken(q, cuts.slots[blocks]), k_means, v_means, bias, self.scale)
+                    self._merge(head, cuts, blocks, *tail)
+
+    def _merge(
+        self, head: int, cuts: PartialPlan, q_blocks: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
+    ) -> None:
+        """Merges a partial result, [n,T,D] and [n,T] over the slots of these query blocks, into the head's."""
+        filled = cuts.filled[q_blocks]
+        tokens = cuts.slots[q_blocks][filled]
+        merged = merge(self.out[head, tokens], self.lse[head, tokens], out[filled], lse[filled])
+        self.out[head, tokens], self.lse[head, tokens] = merged
+
+
+def _taken(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Rows of x [S,D] at these positions [n,L]: float32 [n,L,D]."""
+    return x.index_select(0, tokens.reshape(-1)).view(*tokens.shape, x.shape[-1]).float()

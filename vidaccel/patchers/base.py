@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..engine.ops import handle_for
+from ..engine.prepare import needs_curvature
 from ..engine.session import Session, TransformerState
 from ..errors import PatchError, StrictError, VidaccelWarning
 from ..layout import TokenLayout
@@ -200,6 +201,13 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
         session.enter(state, moment, grid, tiled=family.tiles_once(model, call), before=family.before(model, call))
 
     session.on_close(model.register_forward_pre_hook(enter, with_kwargs=True).remove)
+    if needs_curvature(session.plan):
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if state.moment is not None:
+                state.trajectory.note(state.moment, output if isinstance(output, torch.Tensor) else output[0])
+
+        session.on_close(model.register_forward_hook(leave).remove)
     if not session.plan.is_dense:  # a dense plan touches no token, so its output is bit-identical
         for handle in family.order_hooks(model, TokenOrder(state)):
             session.on_close(handle.remove)

@@ -45,6 +45,8 @@ class SparseProcessor:
         self.__dict__.update(original.__dict__)
         self.original = original
         self.handle = torch.empty(0, dtype=torch.int64)
+        #: What the layer just took, put here by a hook if the plan asks for it, until the attention call takes it.
+        self.hidden: torch.Tensor | None = None
 
     def dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """What the original processor runs on q, k, v [B, S, H, D]."""
@@ -74,7 +76,7 @@ class SparseProcessor:
         odd = bool(dropout_p or is_causal or enable_gqa or rest.get("attention_kwargs")) or scale is not None
         ours = attn_mask is None or isinstance(attn_mask, torch.Tensor)
         if ours and not odd and key.shape == query.shape and not _perturbed():
-            return attention(query, key, value, self.handle, attn_mask)
+            return attention(query, key, value, self.handle, attn_mask, self._input())
         self._count_other(query, key, attn_mask)
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
@@ -95,9 +97,14 @@ class SparseProcessor:
         """Stands in for ``scaled_dot_product_attention``: tensors [B, H, S, D]."""
         if key.shape == query.shape and not (dropout_p or is_causal or rest or _perturbed()):
             q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-            return attention(q, k, v, self.handle, attn_mask).transpose(1, 2)
+            return attention(q, k, v, self.handle, attn_mask, self._input()).transpose(1, 2)
         self._count_other(query, key, attn_mask)
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **rest)
+
+    def _input(self) -> torch.Tensor | None:
+        """The layer's input, once; it goes through the operator's arguments, so that compiled graphs see it too."""
+        hidden, self.hidden = self.hidden, None
+        return hidden
 
     def _count_other(self, query: torch.Tensor, key: torch.Tensor, mask: Any) -> None:
         """Reports a call of the model's self-attention that no kernel here can run; cross-attention is none of it."""

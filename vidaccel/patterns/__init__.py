@@ -5,21 +5,27 @@ from __future__ import annotations
 from .anchor import Anchor
 from .bands import SpatialBand, TemporalBand
 from .base import CoveragePattern, Pattern, StaticPattern
+from .clustered import Clustered
+from .clusters import Svg2
 from .dense import Dense
 from .draft import Draft
-from .dynamic import DynamicPattern, Heads, choose_blocks
+from .dynamic import DynamicPattern, HeadOrder, Heads, choose_blocks
 from .error_routing import ErrorRouting
 from .first_frame_sink import FirstFrameSink
 from .hash_buckets import HashBuckets
 from .hierarchical import Hierarchical
 from .minference import MInference
 from .neighborhood import Neighborhood
+from .ordered import Ordered
+from .pasa import Pasa
 from .pooled import PooledTopK, PooledTopP
 from .radial import Radial
 from .rectified import Rectified
 from .registry import build_pattern, build_static, pattern_names, register
 from .reuse import Reuse
+from .s2 import Shards
 from .sale import Sale
+from .seer import Seer
 from .sliding_tile import SlidingTile
 from .sparge import Sparge
 from .stochastic import StochasticTopK
@@ -29,6 +35,7 @@ from .xattention import XAttention
 
 __all__ = [
     "Anchor",
+    "Clustered",
     "CoveragePattern",
     "Dense",
     "Draft",
@@ -36,10 +43,13 @@ __all__ = [
     "ErrorRouting",
     "FirstFrameSink",
     "HashBuckets",
+    "HeadOrder",
     "Heads",
     "Hierarchical",
     "MInference",
     "Neighborhood",
+    "Ordered",
+    "Pasa",
     "Pattern",
     "PooledTopK",
     "PooledTopP",
@@ -47,12 +57,15 @@ __all__ = [
     "Rectified",
     "Reuse",
     "Sale",
+    "Seer",
+    "Shards",
     "SlidingTile",
     "Sparge",
     "SpatialBand",
     "StaticPattern",
     "StochasticTopK",
     "Svg",
+    "Svg2",
     "TemporalBand",
     "Union",
     "XAttention",

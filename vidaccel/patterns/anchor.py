@@ -34,6 +34,7 @@ class Anchor(DynamicPattern):
     """
 
     name: ClassVar[str] = "anchor"
+    places = "order"
 
     margin: float = 2.0
 

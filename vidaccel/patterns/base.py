@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import ClassVar
 
 import torch
 
+from ..axisrule import AxisRule
+from ..blockmask import BlockMask
 from ..layout import TokenLayout
 from ..types import TileShape
 from .pairs import TokenRule, block_pair_sizes, count_pairs, count_union
@@ -35,6 +37,17 @@ class Pattern(ABC):
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Groups of trained tensors without which it cannot choose, see :mod:`vidaccel.configs.weights`.
+
+        Those of the patterns among its parameters, unless a subclass adds its own.
+        """
+        values = [getattr(self, field.name) for field in fields(self)]
+        nested = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+        found = [group for part in nested if isinstance(part, Pattern) for group in part.trained]
+        return tuple(dict.fromkeys(found))
 
     @abstractmethod
     def resolved(self, layout: TokenLayout) -> str:
@@ -77,6 +90,22 @@ class StaticPattern(Pattern):
         Every query keeps every text key, and text queries keep everything.
         """
         return _all_blocks(self, layout)
+
+    @property
+    def cuts_blocks(self) -> bool:
+        """Whether partly covered blocks are masked token by token instead of kept whole."""
+        return False
+
+    def token_rule(self, layout: TokenLayout) -> AxisRule | None:
+        """The rule that cuts the kept blocks; ``None`` for whole blocks."""
+        return None
+
+    def mask(self, layout: TokenLayout) -> BlockMask:
+        """What a kernel runs: :meth:`blocks`, with the rule over tokens where it cuts some of them; on the CPU.
+
+        Blocks that are only kept for the diagonal and in which the rule keeps nothing are not in it.
+        """
+        return _mask(self, layout)
 
     def exact_density(self, layout: TokenLayout) -> float:
         """Share of the video's token pairs that the formula itself keeps, before rounding to blocks."""
@@ -135,6 +164,11 @@ def _all_blocks(pattern: StaticPattern, layout: TokenLayout) -> torch.Tensor:
     keep = torch.ones(layout.num_blocks, layout.num_blocks, dtype=torch.bool)
     keep[layout.video_blocks, layout.video_blocks] = pattern.video_blocks(layout)
     return keep
+
+
+@lru_cache(maxsize=64)
+def _mask(pattern: StaticPattern, layout: TokenLayout) -> BlockMask:
+    return BlockMask.from_dense(pattern.blocks(layout), pattern.token_rule(layout))
 
 
 @lru_cache(maxsize=256)

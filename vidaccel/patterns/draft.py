@@ -27,6 +27,7 @@ class Draft(BudgetedPattern):
     """
 
     name: ClassVar[str] = "draft"
+    places = "nothing"
 
     def choose(self, heads: Heads) -> torch.Tensor:
         """The largest entries of each head's map, bool [B,H,NV,NV]; no row is empty."""

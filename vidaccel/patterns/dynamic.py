@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
@@ -15,9 +15,30 @@ from ..layout import TokenLayout
 from ..pooling import block_means
 from .base import Pattern
 
-__all__ = ["DynamicPattern", "Heads", "choose_blocks"]
+__all__ = ["DynamicPattern", "HeadOrder", "Heads", "choose_blocks"]
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadOrder:
+    """An order of the tokens for each head, other than the layout's; text stays where it is.
+
+    Args:
+        q, k: int64 [1 or B, 1 or H, S], permutations: place i of the new order takes token ``q[..., i]`` of the layout
+            order. Keys and values go by ``k``.
+        coords: (frame, row, column) of each video token in the new order, int64 [V,3], where queries and keys of all
+            heads go by one order; ``None`` where they do not.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    coords: torch.Tensor | None = None
+
+    def restore(self, out: torch.Tensor) -> torch.Tensor:
+        """An output [B,S,H,D] in the order of ``q``, back in layout order."""
+        index = self.q.expand(out.shape[0], out.shape[2], -1).transpose(1, 2)[..., None].expand(out.shape)
+        return torch.empty_like(out).scatter_(1, index, out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +53,14 @@ class Heads:
         noise_level: 1 is pure noise, 0 is clean.
         step: denoising step, counted from 0.
         scale: multiplies q k^T.
+        transformer, layer: where the call is in the pipeline.
+        members: numbers of these heads in the layer, () for all in order.
+        weights: trained tensors of this layer that the user gave, by name; see ``vidaccel.patch(weights=...)``.
+        hidden: [B,S,C], what the layer's projections took, in layout order, zeros for text that joins the video inside
+            the layer; ``None`` unless something asked for it.
+        order: the order that q, k and v are in, where it is not the layout's.
+        curvature: norm(v - v') / norm(v') of the last two outputs v', v of this transformer in this guidance branch;
+            ``None`` before there are two, and unless the pattern asks: :attr:`DynamicPattern.needs_curvature`.
     """
 
     q: torch.Tensor
@@ -42,10 +71,45 @@ class Heads:
     noise_level: float = 0.0
     step: int = 0
     scale: float = 0.0
+    transformer: str = "transformer"
+    layer: int = 0
+    members: tuple[int, ...] = ()
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    hidden: torch.Tensor | None = None
+    order: HeadOrder | None = None
+    curvature: float | None = None
 
     def __post_init__(self) -> None:
         if self.scale == 0.0:
             object.__setattr__(self, "scale", 1 / math.sqrt(self.q.shape[-1]))
+        if not self.members:
+            object.__setattr__(self, "members", tuple(range(self.q.shape[2])))
+
+    def only(self, which: torch.Tensor, members: tuple[int, ...] | None = None) -> Heads:
+        """Some of these heads, by their places here, int64 [n], with an empty memory.
+
+        Args:
+            members: their numbers in the layer, where the caller knows them: reading ``which`` waits for the device.
+        """
+        q, k, v = (x.index_select(2, which) for x in (self.q, self.k, self.v))
+        members = tuple(self.members[i] for i in which.tolist()) if members is None else members
+        return replace(self, q=q, k=k, v=v, members=members, memory={})
+
+    def sample(self, number: int) -> Heads:
+        """One sample of the batch, with an empty memory."""
+        q, k, v = (x[number : number + 1] for x in (self.q, self.k, self.v))
+        hidden = None if self.hidden is None else self.hidden[number : number + 1]
+        return replace(self, q=q, k=k, v=v, hidden=hidden, memory={})
+
+    def reordered(self, order: HeadOrder) -> Heads:
+        """The same call with each head's tokens in another order; ``hidden``, which all heads share, keeps its own."""
+
+        def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            index = index.expand(x.shape[0], x.shape[2], -1).transpose(1, 2)[..., None]
+            return x.gather(1, index.expand(x.shape))
+
+        q, k, v = take(self.q, order.q), take(self.k, order.k), take(self.v, order.k)
+        return replace(self, q=q, k=k, v=v, order=order)
 
     @cached_property
     def q_means(self) -> torch.Tensor:
@@ -95,10 +159,25 @@ class DynamicPattern(Pattern):
     """
 
     dynamic: ClassVar[bool] = True
+    #: Whether the choice depends on earlier calls, by way of ``heads.memory``.
+    stateful: ClassVar[bool] = False
+    #: What :meth:`choose` assumes of where blocks lie: ``"nothing"``, so that any tokens may fill them; ``"order"``,
+    #: that queries and keys are in one order whose coordinates ``heads.order`` knows; ``"tiles"``, that they are tiles.
+    places: ClassVar[Literal["nothing", "order", "tiles"]] = "tiles"
+    #: Whether it reads ``heads.curvature``, for which the transformer's outputs are kept from step to step.
+    needs_curvature: ClassVar[bool] = False
 
     @abstractmethod
     def choose(self, heads: Heads) -> torch.Tensor:
         """Pairs of video blocks to keep, bool [B,H,NV,NV] on the device of q. Rows may come out empty."""
+
+    def order(self, heads: Heads) -> HeadOrder | None:
+        """An order of its own for each head's tokens, or ``None`` for the layout's.
+
+        It is asked before :meth:`choose`, which then sees the heads in that order; their blocks are the layout's,
+        filled with other tokens.
+        """
+        return None
 
     def density(self, layout: TokenLayout) -> float | None:
         """The share of token pairs that the pattern aims at, or ``None`` if it depends on the input."""

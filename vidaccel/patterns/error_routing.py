@@ -48,6 +48,7 @@ class ErrorRouting(BudgetedPattern):
     """
 
     name: ClassVar[str] = "error_routing"
+    places = "nothing"
 
     def choose(self, heads: Heads) -> torch.Tensor:
         """The k largest of each row, bool [B,H,NV,NV]."""

@@ -41,6 +41,7 @@ class HashBuckets(BudgetedPattern):
     """
 
     name: ClassVar[str] = "hash_buckets"
+    places = "nothing"
 
     bits: int = 6
     rounds: int = 4

@@ -7,11 +7,12 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ..axisrule import AxisRule
 from ..errors import ConfigError
 from ..layout import TokenLayout
 from .base import CoveragePattern
 from .pairs import TokenRule
-from .params import Extent, Extents, check_extents, resolve, spell
+from .params import Extent, Extents, check_extents, check_flag, resolve, spell
 from .registry import register
 
 __all__ = ["Neighborhood"]
@@ -34,9 +35,13 @@ class Neighborhood(CoveragePattern):
             the window).
         dilation: distance of neighboring window tokens, per axis.
         min_coverage: see :class:`CoveragePattern`.
+        exact: mask the tokens of partly covered blocks, so that exactly the formula's pairs are attended, instead of
+            keeping such blocks whole. Dropped tokens of a partial block are gone: a tail summarises skipped blocks
+            only. Where stride and window fit the tiles there are no partial blocks and it changes nothing.
 
     Raises:
-        ConfigError: if a number is out of range, or a stride is larger than a whole-number window.
+        ConfigError: if a number is out of range, a stride is larger than a whole-number window, or ``exact`` is
+            asked for together with ``min_coverage``, which drops pairs of the formula.
     """
 
     name: ClassVar[str] = "neighborhood"
@@ -44,9 +49,16 @@ class Neighborhood(CoveragePattern):
     window: Extents
     stride: tuple[int, int, int] | Literal["tile"] = (1, 1, 1)
     dilation: tuple[int, int, int] = (1, 1, 1)
+    exact: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_flag(self.name, "exact", self.exact)
+        if self.exact and self.min_coverage > 0:
+            raise ConfigError(
+                f"{self.name}: exact keeps every pair of the formula and min_coverage {self.min_coverage} drops some;"
+                " give one of them"
+            )
         for field in ("window", "dilation") if self.stride == "tile" else ("window", "stride", "dilation"):
             extents = check_extents(self.name, field, getattr(self, field))
             if field != "window" and not all(isinstance(e, int) for e in extents):
@@ -62,9 +74,42 @@ class Neighborhood(CoveragePattern):
 
     def rules(self, layout: TokenLayout) -> tuple[TokenRule, ...]:
         """One rule: the window along each axis."""
+        return (TokenRule.axes(layout.grid, *self._axes(layout)),)
+
+    @property
+    def cuts_blocks(self) -> bool:
+        """With ``exact``."""
+        return self.exact
+
+    def token_rule(self, layout: TokenLayout) -> AxisRule | None:
+        """The windows along the axes, with ``exact``."""
+        return AxisRule(layout, *(keep[None] for keep in self._axes(layout))) if self.exact else None
+
+    def density(self, layout: TokenLayout) -> float:
+        """Share of the video's token pairs that is attended: with ``exact`` those of the formula."""
+        return self.exact_density(layout) if self.exact else super().density(layout)
+
+    def rounding(self, layout: TokenLayout) -> float:
+        """Attended token pairs over those of the formula: 1 with ``exact``."""
+        return 1.0 if self.exact else super().rounding(layout)
+
+    def describe(self, layout: TokenLayout) -> str:
+        """One line; with ``exact`` how many of the kept blocks are partial."""
+        if not self.exact:
+            return super().describe(layout)
+        mask = self.mask(layout)
+        blocks, partial = (
+            int(kept[..., layout.video_blocks, layout.video_blocks].sum()) for kept in (mask.dense, mask.partial)
+        )
+        return (
+            f"{self.name}, {self.resolved(layout)}: keeps exactly {self.exact_density(layout):.1%} of the video's token"
+            f" pairs, in {blocks} pairs of {layout.tile_shape} blocks, {partial} of them partial"
+        )
+
+    def _axes(self, layout: TokenLayout) -> list[torch.Tensor]:
         stride = tuple(layout.tile_shape) if self.stride == "tile" else self.stride
         settings = zip(layout.grid, self.window, stride, self.dilation, strict=True)
-        return (TokenRule.axes(layout.grid, *(_window(n, w, s, d) for n, w, s, d in settings)),)
+        return [_window(n, w, s, d) for n, w, s, d in settings]
 
     def resolved(self, layout: TokenLayout) -> str:
         """Window in tokens, stride and dilation."""

@@ -31,6 +31,7 @@ class PooledTopK(BudgetedPattern):
     """
 
     name: ClassVar[str] = "pooled_top_k"
+    places = "nothing"
 
     def choose(self, heads: Heads) -> torch.Tensor:
         """The k largest of each row, bool [B,H,NV,NV]."""
@@ -58,6 +59,7 @@ class PooledTopP(DynamicPattern):
     """
 
     name: ClassVar[str] = "pooled_top_p"
+    places = "order"
 
     mass: float = 0.9
     min_density: float = 0.0

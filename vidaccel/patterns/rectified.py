@@ -25,8 +25,8 @@ class Rectified(DynamicPattern):
 
     P as in ``pooled_top_p``. United with the blocks at most ``neighbours`` tiles away along every axis and, among
     blocks that hold tokens of the first frame, all pairs. Source: the pattern of Rectified SpaAttn, without its
-    rectification. Different here: blocks are tiles instead of runs of a Hilbert curve, and text enters P by the means
-    of its blocks instead of token by token; its mass counts as kept.
+    rectification. Published blocks are runs of a Hilbert curve: ``ordered`` around this pattern gives them. Different
+    here: text enters P by the means of its blocks instead of token by token; its mass counts as kept.
 
     Args:
         drop: share of the video blocks that a row may drop (published: .75 Wan 2.1, .8 HunyuanVideo, .85 CogVideoX1.5).
@@ -39,6 +39,7 @@ class Rectified(DynamicPattern):
     """
 
     name: ClassVar[str] = "rectified"
+    places = "order"
 
     drop: float = 0.75
     mass: float = 0.3
@@ -55,12 +56,12 @@ class Rectified(DynamicPattern):
 
     def choose(self, heads: Heads) -> torch.Tensor:
         """The union of the three rules, bool [B,H,NV,NV]."""
-        layout, device = heads.layout, heads.q.device
+        layout = heads.layout
         probability, text = split_text(heads, block_probabilities(heads))
         kept = keep_mass(probability, self.mass, held=text, least=self.least(layout), beyond=True)
-        kept = kept | neighbour_blocks(layout, self.neighbours, device)
+        kept = kept | neighbour_blocks(heads, self.neighbours)
         if self.first_frame:
-            first = first_frame_blocks(layout, device)
+            first = first_frame_blocks(heads)
             kept = kept | first[:, None] & first
         return kept
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -34,6 +34,7 @@ class Reuse(DynamicPattern):
     """
 
     name: ClassVar[str] = "reuse"
+    stateful: ClassVar[bool] = True
 
     pattern: DynamicPattern
     drift: float = 0.1
@@ -44,6 +45,11 @@ class Reuse(DynamicPattern):
                 f"{self.name}: pattern is {self.pattern!r}; give one that chooses its blocks in each call as a mapping"
                 " with 'name' and its parameters"
             )
+        if type(self.pattern).order is not DynamicPattern.order or self.pattern.stateful:
+            raise ConfigError(
+                f"{self.name}: {self.pattern.name} has an order of its own or remembers, so its blocks do not stay the"
+                " same tokens; put reuse inside of ordered, and leave it out around clusters"
+            )
         number = isinstance(self.drift, int | float) and not isinstance(self.drift, bool)
         if not number or self.drift < 0:
             raise ConfigError(f"{self.name}: drift is {self.drift!r}; give a number of at least 0")
@@ -53,12 +59,13 @@ class Reuse(DynamicPattern):
         memory = heads.memory
         now = torch.stack([heads.q_means, heads.k_means])
         if "kept" not in memory or memory["means"].shape != now.shape or memory["layout"] is not heads.layout:
-            memory.update(kept=self.pattern.choose(heads_of(heads, None)), means=now, layout=heads.layout)
+            fresh = replace(heads, memory={})
+            memory.update(kept=self.pattern.choose(fresh), means=now, layout=heads.layout)
             return memory["kept"].clone()
         moved = (self.changes(memory["means"], now) > self.drift).nonzero().squeeze(-1)
         if len(moved):
             kept, means = memory["kept"].clone(), memory["means"].clone()
-            kept[:, moved] = self.pattern.choose(heads_of(heads, moved))
+            kept[:, moved] = self.pattern.choose(heads.only(moved))
             means[:, :, moved] = now[:, :, moved]
             memory.update(kept=kept, means=means)
         return memory["kept"].clone()
@@ -76,9 +83,3 @@ class Reuse(DynamicPattern):
     def resolved(self, layout: TokenLayout) -> str:
         """The pattern inside and the bound."""
         return f"{self.pattern.name} ({self.pattern.resolved(layout)}), kept up to a drift of {self.drift:g}"
-
-
-def heads_of(heads: Heads, which: torch.Tensor | None) -> Heads:
-    """The same call with some heads only ([n] numbers, or ``None`` for all) and a memory of its own."""
-    q, k, v = (x if which is None else x.index_select(2, which) for x in (heads.q, heads.k, heads.v))
-    return Heads(q, k, v, heads.layout, {}, heads.noise_level, heads.step, heads.scale)

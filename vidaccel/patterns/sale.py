@@ -38,6 +38,7 @@ class Sale(DynamicPattern):
     """
 
     name: ClassVar[str] = "sale"
+    places = "order"
 
     threshold: float = 0.01
     rows: int | None = None

@@ -44,6 +44,7 @@ class Sparge(DynamicPattern):
     """
 
     name: ClassVar[str] = "sparge"
+    places = "nothing"
 
     similarity: float = 0.6
     mass: float | None = None

@@ -38,6 +38,7 @@ class StochasticTopK(BudgetedPattern):
     """
 
     name: ClassVar[str] = "stochastic_top_k"
+    places = "nothing"
 
     temperature: float = 0.3
     seed: int = 0

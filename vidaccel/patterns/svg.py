@@ -41,6 +41,7 @@ class Svg(DynamicPattern):
     """
 
     name: ClassVar[str] = "svg"
+    places = "order"
 
     patterns: tuple[StaticPattern, ...] = (SpatialBand(), TemporalBand())
     sink: StaticPattern | None = None
@@ -61,8 +62,7 @@ class Svg(DynamicPattern):
 
     def choose(self, heads: Heads) -> torch.Tensor:
         """The blocks of each head's best pattern, bool [B,H,NV,NV]."""
-        device = heads.q.device
-        masks = torch.stack([static_blocks(pattern, heads.layout, device) for pattern in self.patterns])
+        masks = torch.stack([static_blocks(pattern, heads) for pattern in self.patterns])
         masks = masks | window_blocks(self.sink, heads)
         return masks[self.errors(heads, masks).argmin(-1)]
 

@@ -45,6 +45,11 @@ class Union(StaticPattern):
                     f"{self.name}: {member!r} is not a static pattern; give each as a mapping with 'name' and its"
                     " parameters"
                 )
+            if member.cuts_blocks:
+                raise ConfigError(
+                    f"{self.name}: {member!r} masks tokens inside blocks, and a union is of whole blocks; set"
+                    " exact=false there"
+                )
         object.__setattr__(self, "patterns", tuple(given))
         if self._size > _MOST:
             raise ConfigError(f"{self.name}: {self._size} patterns in all are united; give 2 to {_MOST}")

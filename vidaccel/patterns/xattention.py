@@ -43,6 +43,7 @@ class XAttention(DynamicPattern):
     """
 
     name: ClassVar[str] = "xattention"
+    places = "nothing"
 
     mass: float = 0.9
     stride: Literal[4, 8, 16] = 8

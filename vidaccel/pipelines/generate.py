@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +40,13 @@ class Request:
     prompt: str
     seed: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for equal prompts, seeds and arguments, pictures and tensors included, in every process."""
+        arguments = {name: _content(value) for name, value in self.arguments.items()}
+        text = json.dumps([self.prompt, self.seed, arguments], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -233,6 +242,13 @@ def _device(pipe: Any) -> torch.device:
 def _dtype(pipe: Any) -> str:
     part = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
     return str(getattr(part, "dtype", getattr(pipe, "dtype", "unknown"))).removeprefix("torch.")
+
+
+def _content(value: Any) -> str:
+    value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    if hasattr(value, "tobytes"):
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    return "[" + ", ".join(map(_content, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
 def _jsonable(value: Any) -> Any:

@@ -13,6 +13,8 @@ from torch import nn
 from ..configs.plan import Plan
 from ..configs.presets import resolve_plan
 from ..engine.clock import Clock
+from ..engine.guard import Guard
+from ..engine.prepare import check_plan
 from ..engine.session import Session
 from ..errors import (
     AlreadyPatchedError,
@@ -28,6 +30,8 @@ from ..patchers.base import Family, patch_transformer
 from ..patchers.dense_only import DENSE_ONLY, DenseOnly
 from ..patchers.fingerprint import fingerprint_of
 from ..patchers.registry import dense_only_of, families, family_of
+from ..patchers.trained import Weights, attach, load_trained
+from .running import check_idle
 
 __all__ = ["DEFAULT_PLAN", "find_transformers", "patch", "session_of", "unpatch"]
 
@@ -45,6 +49,8 @@ def patch(
     strict: bool = False,
     allow_mismatch: bool = False,
     kernel: str | None = None,
+    weights: Weights | None = None,
+    guard: Guard | None = None,
 ) -> Session:
     """Makes the video self-attention of a pipeline run by a plan.
 
@@ -59,21 +65,28 @@ def patch(
         allow_mismatch: warn, naming every difference, when the plan was made for another model or token grid,
             instead of raising.
         kernel: name of the kernel to use (see ``vidaccel doctor``), or ``None`` for the best one that can run.
+        weights: trained parts of the plan's system (VSA's gates, SLA's projections, SeerAttention's gates): a
+            ``.safetensors`` file, a folder of them or a state dict, of these parts alone or of a whole checkpoint; for
+            a pipeline with two transformers one of these for each, by name.
+        guard: compare some sparse calls with exact attention, and run heads that are too far off dense from then on:
+            ``Guard(every=16)``. Without it only non-finite, huge and flat outputs are caught.
 
     Raises:
         AlreadyPatchedError: if the pipeline is patched.
         UnsupportedModelError: if it holds no video transformer that vidaccel knows.
         PlanMismatchError: if the plan was made for another model or scheduler.
-        ConfigError: if the plan or the kernel's name is not valid.
-        PatchError: if a transformer has no attention where its family says.
+        ConfigError: if the plan or the kernel's name is not valid, or the weights are missing or do not fit.
+        PatchError: if a transformer has no attention where its family says, or the pipeline is running.
         StrictError: in strict mode, if a layer's processor cannot be replaced, or the pipeline holds only models that
             stay dense.
     """
     resolved = resolve_plan(plan)
+    check_plan(resolved)
     known = [k.name for k in kernels()]
     if kernel is not None and kernel not in known:
         raise ConfigError(f"there is no kernel {kernel!r}; valid are {', '.join(known)}")
     everything = _find(pipe)
+    check_idle(pipe, [model for _, model, _ in everything], "patch")
     for name, model, _ in everything:
         running = model.__dict__.get(_SESSION)
         if running is not None:
@@ -84,6 +97,7 @@ def patch(
     for name, model, family in found:
         _check_fingerprint(resolved, name, model, family, getattr(pipe, "scheduler", None), allow_mismatch)
 
+    trained, notes = load_trained(resolved, found, weights)
     owner = weakref.ref(pipe)
     session = Session(
         resolved,
@@ -91,6 +105,7 @@ def patch(
         strict=strict,
         allow_mismatch=allow_mismatch,
         kernel=kernel,
+        guard=guard,
     )
     try:
         for name, model, kind in everything:
@@ -98,11 +113,14 @@ def patch(
             model.__dict__[_SESSION] = session
             if isinstance(kind, Family):
                 patch_transformer(kind, model, name, session)
+                attach(session, model, [site for site in session.sites if site.state.name == name], trained)
             else:
                 _leave_dense(kind, model, name, session, refuse=strict and not found)
     except BaseException:
         session.close()  # half a patch is never left behind
         raise
+    for note in notes:
+        session.say_once(note)
     return session
 
 
@@ -112,10 +130,12 @@ def unpatch(pipe: Any) -> None:
     Raises:
         NotPatchedError: if the pipeline is not patched.
         UnsupportedModelError: if it holds no video transformer at all.
+        PatchError: if the pipeline is running.
     """
     session = session_of(pipe)
     if session is None:
         raise NotPatchedError("this pipeline is not patched; call vidaccel.patch(pipe) before vidaccel.unpatch(pipe)")
+    check_idle(pipe, [model for _, model, _ in _find(pipe)], "unpatch")
     session.close()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..configs.plan import Plan
 from ..engine.stats import Report
 from ..errors import ConfigError
+from ..pipelines.caches import Cache, enabled
 from ..pipelines.generate import Generation, Request, generate, num_steps
 from ..pipelines.patch import patch
 from .coverage import coverage
@@ -136,6 +137,7 @@ def measure_pair(
     controls: Sequence[str] = CONTROLS,
     repeats: int = 1,
     plan_first: bool = False,
+    cache: Cache | None = None,
     **patching: Any,
 ) -> Pair:
     """Generate ``request`` dense and by ``plan``, and measure the difference; the pipeline is left unpatched.
@@ -145,6 +147,7 @@ def measure_pair(
         repeats: how often each is run; the fastest run of each counts, since what disturbs a run only slows it down.
         plan_first: which begins. The two change places from repeat to repeat, so that a machine that warms up or
             throttles favours neither.
+        cache: a step cache that the plan's runs have beside it; dense runs never have one.
         patching: passed on to ``vidaccel.patch``.
 
     Raises:
@@ -156,7 +159,7 @@ def measure_pair(
         if (number % 4 in (1, 2)) == plan_first:  # dense, plan, plan, dense, ...
             dense.append(generate(pipe, request))
         else:
-            planned.append(_patched(pipe, plan, request, **patching))
+            planned.append(_patched(pipe, plan, request, cache, **patching))
     best = min(dense, key=lambda run: run.seconds["total"])
     best_planned, report = min(planned, key=lambda run: run[0].seconds["total"])
     figures, share = _controls(pipe, request, best, controls)
@@ -171,7 +174,7 @@ def measure_pair(
     )
 
 
-def warm_up(pipe: Any, plan: Plan, request: Request, **patching: Any) -> None:
+def warm_up(pipe: Any, plan: Plan, request: Request, *, cache: Cache | None = None, **patching: Any) -> None:
     """One short run dense and one by the plan, so that no measured run pays for first-time work.
 
     Two steps are enough: what is prepared once depends on shapes, not on noise levels.
@@ -179,13 +182,16 @@ def warm_up(pipe: Any, plan: Plan, request: Request, **patching: Any) -> None:
     if num_steps(pipe, request) is not None:
         request = replace(request, arguments={**request.arguments, "num_inference_steps": _WARM_UP_STEPS})
     generate(pipe, request)
-    _patched(pipe, plan, request, **patching)
+    _patched(pipe, plan, request, cache, **patching)
 
 
-def _patched(pipe: Any, plan: Plan, request: Request, **patching: Any) -> tuple[Generation, Report]:
+def _patched(
+    pipe: Any, plan: Plan, request: Request, cache: Cache | None = None, **patching: Any
+) -> tuple[Generation, Report]:
     session = patch(pipe, plan, **patching)
     try:
-        generation = generate(pipe, request)
+        with enabled(pipe, cache, num_steps(pipe, request)):
+            generation = generate(pipe, request)
         return generation, session.report()
     finally:
         session.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,8 +73,9 @@ def draw_front(
         axes_of = canvas.subplots(1, max(len(costs), 1), squeeze=False, sharey=True)[0]
         for axes, cost in zip(axes_of, costs, strict=False):
             points = sorted((_value(point, cost), _value(point, "error")) for point in front)
-            where, error = [place for place, _ in points], [error for _, error in points]
-            axes.plot(where, error, color=ACCENT, marker="o", markersize=2.5, linewidth=1.2)
+            axes.scatter(*zip(*points, strict=True), s=6, color=FAINT)
+            # plans were solved for one cost, so over the other some are beaten by cheaper ones
+            axes.plot(*zip(*_best(points), strict=True), color=ACCENT, marker="o", markersize=2.5, linewidth=1.2)
             if chosen is not None and chosen.get(cost) is not None:
                 mark = {"marker": "D", "facecolor": "none", "edgecolor": SECOND, "linewidth": 1.8, "zorder": 3}
                 axes.scatter([_value(chosen, cost)], [_value(chosen, "error")], s=90, **mark)
@@ -88,7 +90,7 @@ def draw_front(
         paint,
         (5.4, 2.8) if len(costs) > 1 else (3.6, 2.8),
         alt=f"Pareto front of {len(front)} plans, predicted error over {' and over '.join(costs) or 'cost'}.{said}",
-        caption=f"No plan from these observations has less error at the same cost.{said}",
+        caption=f"The line: of the solved plans, those that no cheaper one beats.{said}",
     )
 
 
@@ -168,7 +170,7 @@ def draw_mass(drawings: Drawings, bins: Sequence[Mapping[str, Any]]) -> Drawing:
             axes.scatter([_of(part, "mean", name) or 0.0 for _, name in rows], places, s=14, color=ACCENT, zorder=3)
             axes.set_xlim(0, 1.03)
             axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-            axes.set_title(part["title"].removeprefix("noise "), fontsize=7.5, parse_math=False)
+            axes.set_title(_bounds(part["title"]), fontsize=7, parse_math=False)
         grid[0].set_yticks(range(len(shown)), [_short(name) for name in shown], fontsize=7, parse_math=False)
         grid[0].set_ylim(len(shown) - 0.5, -0.5)
         canvas.supxlabel("attention mass kept, by noise level", fontsize=8)
@@ -186,7 +188,16 @@ def draw_mass(drawings: Drawings, bins: Sequence[Mapping[str, Any]]) -> Drawing:
 
 
 _MOST_CANDIDATES = 40
-_LONGEST_NAME = 38
+_LONGEST_NAME = 46
+
+
+def _best(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (cost, error) pairs in ascending order, those with less error than all before."""
+    found: list[tuple[float, float]] = []
+    for cost, error in points:
+        if not found or error < found[-1][1]:
+            found.append((cost, error))
+    return found
 
 
 def _of(part: Mapping[str, Any], figure: str, name: str) -> float | None:
@@ -194,7 +205,14 @@ def _of(part: Mapping[str, Any], figure: str, name: str) -> float | None:
     return part[figure][candidates.index(name)] if name in candidates else None
 
 
+def _bounds(title: str) -> str:
+    """``"noise 0.25 to 0.5"`` as ``"0.25–0.5"``: titles stand side by side."""
+    return title.removeprefix("noise ").replace(" to ", "–")
+
+
 def _short(name: str) -> str:
+    """A policy's text without the names of its parameters; the values tell policies apart."""
+    name = re.sub(r"\w+=", "", name)
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
@@ -217,12 +235,12 @@ def _panels(
     grid = list(canvas.subplots(-(-len(panels) // columns), columns, squeeze=False, sharex=True, sharey=True).flat)
     for place, panel in enumerate(panels):
         fill(grid[place], place)
-        grid[place].set_title(panel["title"], fontsize=8, parse_math=False)
+        grid[place].set_title(_bounds(panel["title"]), fontsize=8, parse_math=False)
         grid[place].locator_params(integer=True, nbins=6)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     canvas.supylabel("layer", fontsize=9)
-    canvas.supxlabel("head", fontsize=9)
+    canvas.supxlabel("head; above each panel its noise levels", fontsize=9)
     finish(canvas, grid)
 
 

@@ -145,9 +145,11 @@ def _calibrated(drawings: Drawings, calibration: Mapping[str, Any]) -> list[tupl
 def _totals(calibration: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(figure, predicted, measured) as texts; what neither knows is left out."""
     predicted, measured = calibration.get("predicted") or {}, calibration.get("measured") or {}
+    after = calibration.get("after_validation") or {}
     error = measured.get("error", (summary.get("latent_error") or {}).get("mean"))
     rows = [
         ("latent error, relative L2", predicted.get("error"), error),
+        ("the same, prediction fitted to these runs too", after.get("error"), None),
         ("seconds", predicted.get("seconds"), measured.get("seconds")),
         ("density", predicted.get("density"), measured.get("density")),
     ]
@@ -168,6 +170,8 @@ def _environment(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name in ("pipeline", "device", "dtype"):
         if name in settings:
             rows.append((name, str(settings[name])))
+    if settings.get("cache"):
+        rows.append(("step cache, in the plan's runs", str(settings["cache"])))
     size = settings.get("frames")
     if size:
         rows.append(("video", f"{size['count']} frames of {size['width']}×{size['height']}"))

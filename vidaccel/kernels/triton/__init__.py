@@ -53,6 +53,10 @@ def lacks(capability: tuple[int, int], precision: Precision) -> str | None:
     name = f"compute capability {capability[0]}.{capability[1]}"
     if capability < (8, 0):
         return f"{name} has no bf16 tensor cores; needs 8.0 or later"
+    if "nvfp4" in (precision.qk, precision.pv) and capability < (10, 0):
+        return f"{name} cannot multiply 4-bit floats; precision {precision.name!r} needs 10.0 or later"
+    if precision.emulated:
+        return f"no Triton kernel here computes precision {precision.name!r}; it is emulated on the CPU only"
     if "fp8" in (precision.qk, precision.pv) and capability < (8, 9):
         return f"{name} cannot multiply fp8; precision {precision.name!r} needs 8.9 or later"
     return None

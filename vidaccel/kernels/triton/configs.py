@@ -18,7 +18,7 @@ import yaml
 from ...errors import KernelError
 from ...types import Precision
 
-__all__ = ["Config", "Entry", "arch_of", "choose", "for_skipping", "kind_of", "table"]
+__all__ = ["Config", "Entry", "arch_of", "choose", "for_rule", "for_skipping", "kind_of", "table"]
 
 #: The architecture whose sizes the interpreter imitates.
 _INTERPRETED = 90
@@ -114,3 +114,14 @@ def for_skipping(config: Config) -> Config:
         warps=8 if config.block_m == 128 else 4,
         warp_specialize=False,
     )
+
+
+def for_rule(config: Config, head_dim: int, arch: int) -> Config:
+    """The configuration for a kernel in which a rule over tokens cuts key pieces: here too the branch rules out
+    specialised warps, and above 128 channels larger tiles or fewer warps would spill registers."""
+    config = for_skipping(config)
+    if head_dim <= 128 or config.block_m < 64:
+        return config
+    if arch == 90:  # whose products are of 64 rows: more than one warpgroup would share them
+        return replace(config, block_m=64, block_n=min(config.block_n, 64), warps=4, stages=2)
+    return replace(config, block_m=64, block_n=min(config.block_n, 32), warps=8)

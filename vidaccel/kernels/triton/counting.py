@@ -94,7 +94,7 @@ def multiplications(mnemonic: str) -> tuple[str, int] | None:
 
 
 def compile_forward(
-    arch: int | str, kind: str, head_dim: int, config: Config, *, bias: int = 1, skip: bool = False
+    arch: int | str, kind: str, head_dim: int, config: Config, *, bias: int = 1, skip: bool = False, rule: bool = False
 ) -> MachineCode:
     """The forward kernel's machine code for the shapes of a long video, with everything on that is outside the loop.
 
@@ -103,6 +103,7 @@ def compile_forward(
         kind: a key of :data:`FORMATS`.
         bias: 1 with the pooled tail, 2 with Q smoothing, 0 with neither.
         skip: whether key pieces may be skipped.
+        rule: whether a rule over tokens cuts some of them.
 
     Raises:
         KernelError: if the compiler gives up.
@@ -124,15 +125,18 @@ def compile_forward(
         return block_sparse_forward.warmup(
             *(tensor(qk, *rows), tensor(qk, *rows), v, tensor(out, *rows), scales),
             *(scales, scales, channels, channels),
-            *(numbers,) * 6,
+            *(numbers,) * 7,
             *(tensor(torch.int32, 1, _HEADS, _BLOCKS), tensor(torch.int32, 1, _HEADS, _BLOCKS, _BLOCKS)),
             *(tensor(torch.int32, _HEADS * _BLOCKS), tensor(torch.float32, _HEADS * _BLOCKS + 1, 640)),
+            *(tensor(torch.int32, _HEADS, 4096), tensor(torch.int32, 3, _TOKENS)),
+            *(tensor(torch.int32, 3, _BLOCKS), tensor(torch.int32, _TOKENS)),
             *(tensor(torch.float32, _HEADS), tensor(torch.int64, 1, _HEADS)),
             *(_TOKENS * row, row, head) * 2,
             *((_TOKENS * row, _TOKENS, head * _TOKENS) if fp8_values else (_TOKENS * row, row, head)),
             *(_TOKENS * row, row, head),
             *(_HEADS * _BLOCKS, _BLOCKS),
-            *(_TOKENS, _TOKENS, _TOKENS, _HEADS, _BLOCKS, _BLOCKS, _BLOCKS, _BLOCKS, _HEADS * _BLOCKS + 1, 640, 0.1),
+            *(_TOKENS, _TOKENS, _TOKENS, _HEADS, _BLOCKS, _BLOCKS, _BLOCKS, _BLOCKS, _HEADS * _BLOCKS + 1, 640),
+            *(4096, 0.1),
             D=head_dim,
             BLOCK_D=triton.next_power_of_2(head_dim),
             BLOCK_M=config.block_m,
@@ -143,6 +147,7 @@ def compile_forward(
             V_MEAN=fp8_values,
             RAGGED=True,
             BIAS=bias,
+            RULE=rule,
             SKIP=skip,
             LSE=True,
             FLOAT32_PRODUCT="tf32x3" if isinstance(arch, int) else "ieee",

@@ -13,6 +13,9 @@ compiler turns them into pipelined loads. The descriptors of Q and of the output
 program's own piece, so that short pieces at ragged edges neither read nor write their neighbours. Inside the loop
 everything else is a scalar load: with anything more, Triton 3.6 and 3.9 cannot specialise warps. Float32 inputs are
 multiplied as three tf32 products, which keeps float32's precision on tensor cores.
+
+Key pieces that a rule over tokens cuts take a branch (:mod:`.ruletables`), in which vectors are loaded, so such calls
+run without specialised warps. All other pieces of the list pay for nothing but a comparison.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ __all__ = ["block_sparse_forward"]
 
 #: Largest finite float8_e4m3fn: softmax weights are spread over the format's whole range.
 _P_RANGE: tl.constexpr = tl.constexpr(448.0)
+
+#: Below every score.
+_LOWEST: tl.constexpr = tl.constexpr(-1e30)
 
 
 @triton.jit
@@ -47,11 +53,17 @@ def block_sparse_forward(
     q_block,
     k_start,
     k_len,
+    k_block,
     k_aligned,
     kv_num,
     kv_index,
     order,
     bias,
+    # rule over tokens, as in ruletables.py; read only with RULE
+    rule_words,
+    query_place,
+    tile_place,
+    key_bits,
     # skip: per-head threshold [H] in base-2 units, and token pairs passed over, int64 [B,H]
     threshold,
     skipped,
@@ -81,6 +93,7 @@ def block_sparse_forward(
     list_length,
     bias_rows,
     bias_columns,
+    rule_head,
     factor,
     # how
     D: tl.constexpr,
@@ -93,6 +106,7 @@ def block_sparse_forward(
     V_MEAN: tl.constexpr,
     RAGGED: tl.constexpr,
     BIAS: tl.constexpr,
+    RULE: tl.constexpr,
     SKIP: tl.constexpr,
     LSE: tl.constexpr,
     FLOAT32_PRODUCT: tl.constexpr,
@@ -125,7 +139,11 @@ def block_sparse_forward(
     if QK_8BIT:
         q_scales = q_scale + head.to(tl.int64) * tokens
         factors = factors * _row_scales(q_scales, first, rows, ROWS_PER_SCALE, BLOCK_M)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    if RULE:
+        words = rule_words + h * rule_head
+        places = query_place + first
+    # where partial blocks keep nothing of a row at first, a finite start keeps exp2(-inf - top) from being NaN
+    top = tl.full([BLOCK_M], _LOWEST if RULE else float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if SKIP:
@@ -138,6 +156,9 @@ def block_sparse_forward(
     queries = q_tile.load([0, 0])
     for i in tl.range(0, tl.load(kv_num + lists), warp_specialize=WARP_SPECIALIZE):
         kv_piece = tl.load(kv + i)
+        if RULE:
+            partial = kv_piece < 0
+            kv_piece = tl.where(partial, -1 - kv_piece, kv_piece)
         start = tl.load(k_start + kv_piece)
         scores = tl.dot(queries, k_tile.load([start, 0]).T, input_precision=FLOAT32_PRODUCT).to(tl.float32)
         step = factors
@@ -158,6 +179,14 @@ def block_sparse_forward(
             scores = scores * step[:, None] + bias_tile.load([bias_row, bias_column])
         if RAGGED:
             scores = tl.where((column < tl.load(k_len + kv_piece))[None, :], scores, float("-inf"))
+        if RULE:  # noqa: SIM102 - decided while compiling, the other one while running
+            if partial:
+                tile = tile_place + tl.load(k_block + kv_piece)
+                word = _part(words + tl.load(tile), places, row, rows)
+                word |= _part(words + tl.load(tile + blocks), places + tokens, row, rows)
+                word |= _part(words + tl.load(tile + 2 * blocks), places + 2 * tokens, row, rows)
+                bits = tl.load(key_bits + start + column, mask=column < tl.load(k_len + kv_piece), other=0)
+                scores = tl.where((word[:, None] & bits[None, :]) == bits[None, :], scores, float("-inf"))
         local = largest(scores, step, BIAS)
         new_top = tl.maximum(top, local)
         if SKIP:
@@ -206,6 +235,13 @@ def _accumulate(acc, p, v_tile, k_aligned, kv_piece, start, PV_FP8: tl.constexpr
         values = v_tile.load([start, 0])
         acc = tl.dot(p.to(values.dtype), values, acc, input_precision=FLOAT32_PRODUCT)
     return acc
+
+
+@triton.jit
+def _part(words, places, row, rows):
+    """Each query's part of its word for one axis, [BLOCK_M]. Looked up anew for each partial piece: to keep the places
+    over the loop would cost registers that pieces without a rule need as well."""
+    return tl.load(words + tl.load(places + row, mask=row < rows, other=0))
 
 
 @triton.jit

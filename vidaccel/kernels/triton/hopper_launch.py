@@ -42,12 +42,16 @@ _REGISTERS = 168
 _LOG2_E = 1.0 / math.log(2.0)
 
 
-def why_not(q: torch.Tensor, layout: TokenLayout, precision: Precision, *, skip: bool) -> str | None:
+def why_not(
+    q: torch.Tensor, layout: TokenLayout, precision: Precision, *, skip: bool, rule: bool = False
+) -> str | None:
     """Why the Hopper kernel does not serve q [B,S,H,D], or ``None``; tests the kernel if that was never done here."""
     if q.device.type != "cuda" or torch.version.hip is not None:
         return f"it runs on CUDA devices, not on {q.device.type}"
     if torch.cuda.get_device_capability(q.device) != (9, 0):
         return "it needs warpgroup products, which compute capability 9.0 alone has"
+    if rule:
+        return "it does not mask tokens within a key piece"
     reason = unsupported(q.dtype, q.shape[-1], precision, int(layout.block_sizes.max()), skip=skip)
     return _failure(q.device.index) if reason is None else reason
 

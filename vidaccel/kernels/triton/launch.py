@@ -16,7 +16,7 @@ from ...types import PRECISIONS, Precision
 from ..contract import AttentionResult, Skips, check_inputs
 from ..quantise import ROWS
 from . import hopper_launch
-from .configs import Config
+from .configs import Config, arch_of, for_rule
 from .forward import block_sparse_forward
 from .preparation import Prepared, append_means, prepare, room
 from .tuned import config_for
@@ -66,10 +66,13 @@ def launch(
     if not scale > 0:
         raise KernelError(f"scale is {scale}; the Triton kernel takes the maximum before scaling and needs it positive")
     run = _run
-    if config is None and hopper_launch.why_not(q, layout, precision, skip=skips is not None) is None:
+    skip, rule = skips is not None, mask.rule is not None
+    if config is None and hopper_launch.why_not(q, layout, precision, skip=skip, rule=rule) is None:
         config, run = hopper_launch.CONFIG, hopper_launch.run
     if config is None:
-        config = config_for(q, layout, precision, skip=skips is not None)
+        config = config_for(q, layout, precision, skip=skip)
+    if rule:
+        config = for_rule(config, q.shape[-1], arch_of(q.device))
     batch, tokens, heads, _ = q.shape
     work = worklist(mask.to(q.device), layout, batch, heads, config.block_m, config.block_n, tail=tail)
     ready = _prepare(q, k, v, layout, precision, tail)
@@ -101,9 +104,10 @@ def _by_heads(
     lses: list[torch.Tensor] = []
     for first in range(0, q.shape[2], together):
         heads = slice(first, first + together)
-        part = mask if mask.shape[1] == 1 else BlockMask(mask.kv_num_blocks[:, heads], mask.kv_indices[:, heads])
         counted = None if skips is None else Skips(skips.threshold[heads], torch.zeros_like(skips.skipped[:, heads]))
-        result = launch(q[:, :, heads], k[:, :, heads], v[:, :, heads], layout, part, skips=counted, **options)
+        result = launch(
+            q[:, :, heads], k[:, :, heads], v[:, :, heads], layout, mask.of_heads(heads), skips=counted, **options
+        )
         if skips is not None and counted is not None:
             skips.skipped[:, heads] += counted.skipped
         for parts, made in zip((outs, lses), result if isinstance(result, tuple) else (result,), strict=False):
@@ -179,6 +183,7 @@ def _run(
     wide_batch, wide_head = (0 if n == 1 else 1 for n in work.kv_num.shape[:2])
     triton.set_allocator(_scratch)
     bias = work.bias if ready.bias is None else _full_bias(ready.bias, work, layout, scale)
+    rule = work.rule
     none = out  # stands in for a tensor that this precision does not read
     block_sparse_forward[(work.order.numel(),)](
         q,
@@ -195,11 +200,13 @@ def _run(
         work.q.block,
         work.k.start,
         work.k.length,
-        work.k_aligned if fp8_values else work.k.start,
+        work.k.block,
+        work.k_aligned if fp8_values or ready.bias is not None else work.k.start,
         work.kv_num,
         work.kv_index,
         work.order,
         none if bias is None else bias,
+        *((none,) * 4 if rule is None else (rule.words, rule.query_place, rule.tile_place, rule.key_bits)),
         none if skips is None else (skips.threshold * _LOG2_E).expand(heads).contiguous(),
         none if skips is None else skips.skipped,
         *(q.stride(i) for i in (0, 1, 2)),
@@ -217,6 +224,7 @@ def _run(
         work.exact,
         work.kv_index.shape[-1],
         *((0, 0) if bias is None else bias.shape),
+        0 if rule is None or len(rule.words) == 1 else rule.words.shape[1],
         scale * _LOG2_E,
         D=channels,
         # the least that tensor cores multiply at once
@@ -229,6 +237,7 @@ def _run(
         V_MEAN=ready.v_mean is not None,
         RAGGED=work.ragged,
         BIAS=0 if bias is None else 1 if ready.bias is None else 2,
+        RULE=rule is not None,
         SKIP=skips is not None,
         LSE=lse.numel() > 0,
         FLOAT32_PRODUCT=FLOAT32_PRODUCT,

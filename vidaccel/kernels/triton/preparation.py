@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 
+from ...errors import KernelError
 from ...layout import TokenLayout
 from ...pooling import block_means
 from ...types import Precision
@@ -67,7 +68,13 @@ class Prepared:
 def prepare(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: TokenLayout, precision: Precision, *, tail: bool
 ) -> Prepared:
-    """Operands of a quantised precision from q, k, v [B,S,H,D] in layout order, with exactly the oracle's scales."""
+    """Operands of a quantised precision from q, k, v [B,S,H,D] in layout order, with exactly the oracle's scales.
+
+    Raises:
+        KernelError: if no kernel computes the precision.
+    """
+    if precision.emulated:
+        raise KernelError(f"no kernel computes precision {precision.name!r}; use kernel 'emulated' or 'reference'")
     q_mean = k_mean = bias = v_scale = v_mean = None
     whole_head = precision.granularity == "tensor"
     q_ranges = block_ranges(q, layout) if precision.smooth_q or whole_head else None
@@ -203,7 +210,7 @@ def prepare_in_torch(
     k_mean = ready_k.mean(-2) if precision.smooth_k else None
     if k_mean is not None:
         ready_k = ready_k - k_mean.unsqueeze(-2)
-    assert precision.qk != "native"  # Precision says so of every quantised one
+    assert precision.qk == "int8" or precision.qk == "fp8"
     groups = row_groups(layout, precision.granularity)
     q_means = _heads_first(_means(q, layout)) if precision.smooth_q else None
     if q_means is not None:

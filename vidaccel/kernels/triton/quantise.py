@@ -17,13 +17,13 @@ Divisions are IEEE's, so results equal the oracle's to the last bit wherever mea
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
 
 import torch
 import triton
 import triton.language as tl
 
 from ...layout import TokenLayout
+from ...types import Granularity
 from ..quantise import FP8_MAX, INT8_MAX, ROWS
 from .means import block_offsets, rows_of
 from .worklist import aligned_offsets
@@ -189,7 +189,7 @@ def round_rows(
     offsets: torch.Tensor,
     out: torch.Tensor,
     scale: torch.Tensor,
-    granularity: Literal["tensor", "block", "rows32"],
+    granularity: Granularity,
     *,
     mean: torch.Tensor | None = None,
     largest: torch.Tensor | None = None,

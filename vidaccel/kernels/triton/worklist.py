@@ -14,6 +14,7 @@ import torch
 
 from ...blockmask import BlockMask
 from ...layout import TokenLayout
+from .ruletables import RuleTables, rule_tables
 
 __all__ = ["ALIGNMENT", "Pieces", "WorkList", "aligned_offsets", "worklist"]
 
@@ -65,11 +66,12 @@ class WorkList:
         k_aligned: [NK + NT], first column of each key piece where blocks are aligned (:func:`aligned_offsets`).
         exact: NK.
         kv_num: [B', H', NQ], pieces in each list.
-        kv_index: [B', H', NQ, NK + NT], the lists, exact pieces first.
+        kv_index: [B', H', NQ, NK + NT], the lists, exact pieces first. Piece i of a partial block is written as -1 - i.
         order: [B * H * NQ], all programs, the longest lists first; (b * H + h) * NQ + i is piece i of head h.
         bias: float32 [B' * H' * NB + 1, NT * BLOCK_N] or ``None``, in base-2 units: log2 of a skipped block's
             tokens, -inf for a kept one; the last row is zero, for exact pieces.
         ragged: whether some key piece is shorter than ``BLOCK_N``, so that the kernel has to mask.
+        rule: what cuts the partial blocks, ``None`` if there are none.
     """
 
     q: Pieces
@@ -81,6 +83,7 @@ class WorkList:
     order: torch.Tensor
     bias: torch.Tensor | None
     ragged: bool
+    rule: RuleTables | None
 
 
 #: Static masks serve in every layer and step, so each is cut once; the entry goes when the mask goes.
@@ -133,6 +136,11 @@ def _build(
     offsets = torch.cat([layout.block_offsets[:-1], torch.tensor([layout.tokens])])
     k_aligned = aligned_offsets(layout)[k.block] + k.start - offsets[k.block]
     cut = BlockMask.from_dense(lists)
+    kv_index = cut.kv_indices
+    if mask.rule is not None:
+        partial = mask.partial[:, :, q_block][..., k.block[:exact].to(device)]
+        partial = torch.nn.functional.pad(partial, (0, len(k) - exact))  # means are never cut
+        kv_index = torch.where(partial.gather(-1, kv_index.long()), -1 - kv_index, kv_index)
     # stable: programs of equal length stay together by head, which shares keys in the cache
     order = cut.kv_num_blocks.expand(batch, heads, -1).flatten().argsort(descending=True, stable=True)
     return WorkList(
@@ -141,10 +149,11 @@ def _build(
         k_aligned=k_aligned.to(device=device, dtype=torch.int32),
         exact=exact,
         kv_num=cut.kv_num_blocks,
-        kv_index=cut.kv_indices,
+        kv_index=kv_index,
         order=order.to(torch.int32),
         bias=bias,
         ragged=bool((k.length < block_n).any()),
+        rule=None if mask.rule is None else rule_tables(mask.rule, device),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.kernels.helpers import make_layout
+from vidaccel.errors import KernelError
 from vidaccel.kernels.triton.means import block_offsets
 from vidaccel.kernels.triton.preparation import (
     Prepared,
@@ -20,10 +21,10 @@ from vidaccel.kernels.triton.preparation import (
 from vidaccel.kernels.triton.quantise import round_rows
 from vidaccel.kernels.triton.worklist import aligned_offsets
 from vidaccel.layout import TokenLayout
-from vidaccel.types import PRECISIONS, Precision
+from vidaccel.types import KERNEL_PRECISIONS, PRECISIONS, Precision
 
 RAGGED = {"grid": (3, 5, 6), "tile": (2, 4, 4)}
-RECIPES = {name: precision for name, precision in PRECISIONS.items() if precision.quantised}
+RECIPES = {name: precision for name, precision in KERNEL_PRECISIONS.items() if precision.quantised}
 RECIPES["smooth all"] = Precision("smooth all", "int8", "fp8", "rows32", smooth_k=True, smooth_q=True, smooth_v=True)
 RECIPES["tensor"] = Precision("tensor", "fp8", "fp8", "tensor", smooth_k=True, smooth_v=True)
 RECIPES["tensor, smooth q"] = Precision("tensor, smooth q", "int8", "native", "tensor", smooth_q=True)
@@ -207,3 +208,10 @@ def test_rows_beyond_31_bits() -> None:
     out = far_apart(torch.zeros_like(near.q))
     round_rows(x, block_offsets(layout, x.device), out, torch.empty(1, 1, layout.tokens), "rows32")
     assert torch.equal(near.q, out)
+
+
+def test_what_no_kernel_computes_is_refused() -> None:
+    x = torch.randn(1, 12, 1, 32)
+    layout = make_layout((1, 3, 4), (1, 3, 4))
+    with pytest.raises(KernelError, match="no kernel computes precision 'nvfp4'; use kernel 'emulated'"):
+        prepare(x, x, x, layout, PRECISIONS["nvfp4"], tail=False)

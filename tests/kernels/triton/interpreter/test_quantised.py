@@ -12,10 +12,10 @@ from vidaccel.kernels.triton import launch as launch_module
 from vidaccel.kernels.triton.configs import Config
 from vidaccel.kernels.triton.launch import launch
 from vidaccel.layout import TokenLayout
-from vidaccel.types import PRECISIONS, Precision
+from vidaccel.types import KERNEL_PRECISIONS, PRECISIONS, Precision
 
 RAGGED = {"grid": (3, 7, 6), "tile": (2, 4, 4)}
-QUANTISED = {name: precision for name, precision in PRECISIONS.items() if precision.quantised}
+QUANTISED = {name: precision for name, precision in KERNEL_PRECISIONS.items() if precision.quantised}
 # every option at once that the named recipes do not combine
 QUANTISED["smooth all"] = Precision("smooth all", "int8", "fp8", "rows32", smooth_k=True, smooth_q=True, smooth_v=True)
 QUANTISED["tensor"] = Precision("tensor", "fp8", "fp8", "tensor", smooth_k=True, smooth_v=True)
@@ -89,7 +89,7 @@ def test_bf16_inputs_with_head_dim_96() -> None:
     layout = make_layout(**RAGGED)
     q, k, v = random_qkv(layout, heads=1, dim=96, dtype=torch.bfloat16)
     mask = random_mask(layout, 1, [0.5])
-    for precision in PRECISIONS.values():
+    for precision in KERNEL_PRECISIONS.values():
         out = launch(q, k, v, layout, mask, precision=precision, tail=True)
         assert out.dtype == torch.bfloat16 and out.isfinite().all()
         exact = reference.block_sparse_attention(q, k, v, layout, mask, tail=True, out_dtype=torch.float64)

@@ -1,0 +1,97 @@
+"""``vidaccel generate --prompts``: many clips into one folder, by one process or several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..errors import ConfigError, OutputError, StrictError
+
+if TYPE_CHECKING:
+    from ..configs.plan import Plan
+    from ..pipelines.batch import Clip
+
+__all__ = ["Team", "about", "folder_for", "make_all"]
+
+
+class Team:
+    """The processes that share the prompts: what ``accelerate launch`` or ``torchrun`` started, or this one alone.
+
+    Args:
+        asked: the device the user named; otherwise each process of several takes its own.
+    """
+
+    def __init__(self, asked: str | None) -> None:
+        from accelerate import PartialState
+
+        from ..device import device_info
+        from ..pipelines.batch import Share
+
+        # without it accelerate takes several processes on a machine without an accelerator for strangers
+        self._state = PartialState(cpu=(asked or device_info().default_device) == "cpu")
+        self.share = Share(self._state.process_index, self._state.num_processes)
+        self.device = asked if asked is not None or self.share.count == 1 else str(self._state.device)
+
+    def close(self) -> None:
+        """Leaves the process group; no process waits for another."""
+        self._state.destroy_process_group()
+
+
+def folder_for(output: Path) -> Path:
+    """The folder of many clips, made if it is not there.
+
+    Raises:
+        OutputError: if the path names a file.
+    """
+    if output.suffix or (output.exists() and not output.is_dir()):
+        raise OutputError(f"the output {output} names a file, but many prompts make many files; name a folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {output}: {error.strerror}; choose another") from error
+    return output
+
+
+def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None:
+    """Makes this process's clips and writes one JSON line for each, to stdout and to a file in the folder.
+
+    Args:
+        make: see :func:`vidaccel.pipelines.batch.make_clips`.
+
+    Raises:
+        ConfigError: at the end, if a clip failed.
+    """
+    from ..pipelines.batch import make_clips
+
+    mine = team.share.of(clips)
+    name = "clips.jsonl" if team.share.count == 1 else f"clips.{team.share.index}.jsonl"
+    counts: dict[str, int] = {"made": 0, "found": 0, "failed": 0}
+    with (folder / name).open("a", encoding="utf-8") as log:
+        # a plan that cannot run as the user demands would fail for every prompt alike
+        for line in make_clips(mine, make, fatal=(StrictError,)):
+            counts[line["state"]] += 1
+            text = json.dumps(line, ensure_ascii=False)
+            typer.echo(text)
+            log.write(text + "\n")
+            log.flush()
+    typer.echo(
+        f"{len(mine)} of {len(clips)} prompts were for this process: {counts['made']} made, {counts['found']} there"
+        f" before, {counts['failed']} failed; {folder / name}",
+        err=True,
+    )
+    if counts["failed"]:
+        raise ConfigError(
+            f"{counts['failed']} of {len(mine)} clips failed, as {folder / name} says; run the same command again to"
+            " try only those"
+        )
+
+
+def about(plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides what is in a video beside prompt, seed and arguments: the plan's content, model, dtype, LoRAs."""
+    from ..configs.codec import plan_to_data
+
+    return {"plan": plan_to_data(plan), **settings}
