@@ -31,7 +31,7 @@ DYNAMIC = [
 QUANTISED = ["binary", "fps", "sage", "sage2", "sage2-int4", "sage3"]  # in few bits, with hardly a pattern
 REPAIRED = ["delta", "razor", "rettention"]  # fixed patterns with a compensation of their own
 TRAINED = ["seer", "sla", "vsa"]  # for models or gates trained for them
-PRESETS = sorted(["blasst", "dense", "gna", *SPARSE, *DYNAMIC, *QUANTISED, *REPAIRED, *TRAINED])
+PRESETS = sorted(["blasst", "dense", "gna", "vidaccel", *SPARSE, *DYNAMIC, *QUANTISED, *REPAIRED, *TRAINED])
 
 GRIDS = {
     "small model": VideoGrid(16, 12, 12),

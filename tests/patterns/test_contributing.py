@@ -1,4 +1,4 @@
-"""The examples of docs/CONTRIBUTING.md, run as they stand there: a pattern is one file."""
+"""The examples of docs/CONTRIBUTING.md, run as they stand there: a pattern or a compensation is one file."""
 
 from __future__ import annotations
 
@@ -14,29 +14,35 @@ import torch
 import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape, VideoGrid
+from vidaccel.compensation import registry as compensations
+from vidaccel.configs.pattern_spec import CompensationSpec
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import build_static, registry
 
 TEXT = (Path(__file__).parents[2] / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n# vidaccel/patterns/(\w+)\.py\n(.*?)```", TEXT, re.S)
+BLOCKS = re.findall(r"```python\n# vidaccel/(\w+)/(\w+)\.py\n(.*?)```", TEXT, re.S)
 
 
 @pytest.fixture(autouse=True)
 def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs both files as modules of the package, and forgets their patterns afterwards."""
-    known = dict(registry._PATTERNS)
-    for name, code in BLOCKS:
-        module = ModuleType(f"vidaccel.patterns.{name}")
-        module.__package__ = "vidaccel.patterns"
+    """Runs the files as modules of the package, and forgets what they register afterwards."""
+    tables = (registry._PATTERNS, compensations._REGISTRY.known)
+    known = [dict(table) for table in tables]
+    for folder, name, code in BLOCKS:
+        module = ModuleType(f"vidaccel.{folder}.{name}")
+        module.__package__ = f"vidaccel.{folder}"
         monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(compile(code, f"{name}.py", "exec"), vars(module))
     yield
-    registry._PATTERNS.clear()
-    registry._PATTERNS.update(known)
+    for table, before in zip(tables, known, strict=True):
+        table.clear()  # type: ignore[attr-defined]
+        table.update(before)  # type: ignore[attr-defined]
 
 
-def test_both_examples_are_there() -> None:
-    assert [name for name, _ in BLOCKS] == ["same_row", "nearest"]
+def test_all_examples_are_there() -> None:
+    assert [f"{folder}/{name}" for folder, name, _ in BLOCKS] == [
+        "patterns/same_row", "patterns/nearest", "compensation/mean_value",
+    ]  # fmt: skip
 
 
 def test_the_static_example_is_its_formula() -> None:
@@ -46,10 +52,20 @@ def test_the_static_example_is_its_formula() -> None:
     assert torch.equal(keep, (row[:, None] - row[None, :]).abs() <= 2)
 
 
-@pytest.mark.parametrize("spec", [PatternSpec.make("same_row", reach=1), PatternSpec.make("nearest", count=2)])
-def test_both_run_in_a_pipeline(spec: PatternSpec) -> None:
+ROW, NEAREST = PatternSpec.make("same_row", reach=1), PatternSpec.make("nearest", count=2)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        HeadPolicy(ROW, compensation="pooled_tail"),
+        HeadPolicy(NEAREST, compensation="pooled_tail"),
+        HeadPolicy(NEAREST, compensation=CompensationSpec.make("mean_value", share=0.2)),
+    ],
+    ids=str,
+)
+def test_they_run_in_a_pipeline(policy: HeadPolicy) -> None:
     pipe = CASES[0].make()
-    policy = HeadPolicy(spec, compensation="pooled_tail")
     session = vidaccel.patch(
         pipe, Plan("example", (Rule(LayerPolicy((policy,))),), tile=TileShape(1, 1, 2)), strict=True
     )

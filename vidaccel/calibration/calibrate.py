@@ -61,7 +61,7 @@ class Effort:
     steps: int = 1
     tiles: int = 12
     probes: int = 15
-    everywhere: int = 12
+    everywhere: int = 6
     max_minutes: float = math.inf
     kept_back: float = 0.0
 
@@ -187,7 +187,7 @@ class Calibrator:
         others = [(density, request) for request in prompts for density in _OTHER_SIZES]
         return [(_EVERYWHERE, request) for request in prompts] + others[: most // 3]
 
-    def time(self, *, budget_seconds: float = 60.0, cache: Path | None = None) -> Costs:
+    def time(self, *, budget_seconds: float = 45.0, cache: Path | None = None) -> Costs:
         """Seconds of each candidate: measured on this machine, or predicted for the GPU that the plan is for."""
         self.tell("time", 0, 1)
         if self.target is not None:

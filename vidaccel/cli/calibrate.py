@@ -71,7 +71,7 @@ def calibrate(
     whole_probes: Annotated[
         int,
         typer.Option(min=0, help="Generations with all layers perturbed, on several prompts.", rich_help_panel=_EFFORT),
-    ] = 12,
+    ] = 6,
     max_minutes: Annotated[
         float | None, typer.Option(min=0.1, help="For everything, loading excepted.", rich_help_panel=_EFFORT)
     ] = None,
@@ -139,7 +139,7 @@ def calibrate(
         for policy, reason in run.dropped.items():
             progress.say(f"not a candidate: {policy} ({reason})")
         if target is None:
-            costs = run.time(budget_seconds=min(60.0, 6.0 * minutes))
+            costs = run.time(budget_seconds=min(45.0, 6.0 * minutes))
             progress.say(_ceiling(run, costs, budget))
         progress.watch(run.standing)
         run.observe()
