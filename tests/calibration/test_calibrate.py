@@ -361,6 +361,7 @@ def test_drift(done: Calibrator) -> None:
     plan = choices.plan(choices.at(0.5), "plan", {})
     same = measure_drift(done.pipe, plan, REQUESTS, done.seen, effort=replace(EFFORT, steps=2))
     assert same.then is not None and same.now == pytest.approx(same.then, rel=0.05) and not same.drifted
+    assert same.rank_correlation is not None and 0.9 < same.rank_correlation <= 1
     # other weights are another model: what was local need not be so any more
     other = tiny_wan(seed=5)
     with torch.no_grad():

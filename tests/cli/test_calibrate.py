@@ -92,6 +92,7 @@ def test_from_prompts_to_plan_page_and_other_plans(
     assert "heads have drifted" in result.output
     found = json.loads(told.read_text())
     assert found["then"] is not None and found["now"] > 0 and found["heads"]
+    assert f"rank correlation of the errors of heads then and now: {found['rank_correlation']:.3f}" in result.output
 
 
 def test_a_speed_that_no_plan_can_reach_is_refused_before_observing(

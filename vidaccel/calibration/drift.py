@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..pipelines.generate import Request
 from .calibrate import Calibrator, Effort, Tell
 from .candidates import CandidateSet
+from .closed_loop import rank_correlation
 from .observations import Observations
 
 __all__ = ["Drift", "Drifted", "measure_drift"]
@@ -74,12 +75,20 @@ class Drift:
         """The heads that got worse, the worst first."""
         return sorted((head for head in self.heads if head.worse), key=lambda head: -head.now)
 
+    @property
+    def rank_correlation(self) -> float | None:
+        """Of the heads' errors then and now; ``None`` where fewer than three are known or all are alike."""
+        known = [(head.then, head.now) for head in self.heads if head.then is not None]
+        found = rank_correlation([then for then, _ in known], [now for _, now in known])
+        return found if found == found else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         listed = [{**vars(head), "noise": list(head.noise), "drifted": head.worse} for head in self.heads]
         return {
             "then": self.then,
             "now": self.now,
+            "rank_correlation": self.rank_correlation,
             "density": self.density,
             "drifted": len(self.drifted),
             "heads": listed,

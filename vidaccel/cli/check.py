@@ -69,6 +69,8 @@ def check(
     drifted = found.drifted
     if found.then is not None:
         typer.echo(f"{len(drifted)} of {len(found.heads)} heads have drifted")
+    if found.rank_correlation is not None:
+        typer.echo(f"rank correlation of the errors of heads then and now: {found.rank_correlation:.3f}")
     for head in drifted[:_SHOWN]:
         low, high = head.noise
         typer.echo(

