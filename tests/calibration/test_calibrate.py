@@ -17,7 +17,6 @@ from vidaccel.calibration.candidates import CandidateSet
 from vidaccel.calibration.closed_loop import check_heads, for_quality, rank_correlation
 from vidaccel.calibration.cost import Costs
 from vidaccel.calibration.drift import measure_drift
-from vidaccel.calibration.fingerprints import request_key
 from vidaccel.calibration.observations import Observations
 from vidaccel.calibration.observe import noise_edges
 from vidaccel.calibration.plans import Choices
@@ -86,7 +85,7 @@ def test_everything_was_seen(done: Calibrator) -> None:
 
 
 def test_everything_is_perturbed_on_several_prompts(done: Calibrator) -> None:
-    keys = [request_key(request) for request in REQUESTS]
+    keys = [request.fingerprint for request in REQUESTS]
     wholes = [probe for probe in done.seen.probes if "everywhere" in probe]
     assert [(probe["key"].split("/")[1], probe["prompt"]) for probe in wholes] == [
         ("0.35", keys[1]), ("0.35", keys[0]), ("0.7", keys[1])
@@ -217,7 +216,7 @@ def test_pictures_have_fingerprints_of_their_content() -> None:
     from PIL import Image
 
     keys = {
-        request_key(Request("a", 0, {"image": Image.new("RGB", (4, 4), colour)})) for colour in ("red", "red", "blue")
+        Request("a", 0, {"image": Image.new("RGB", (4, 4), colour)}).fingerprint for colour in ("red", "red", "blue")
     }
     assert len(keys) == 2
 

@@ -15,13 +15,14 @@ from tests.tiny_wan import tiny_wan
 from vidaccel.calibration import observe
 from vidaccel.calibration.observations import Observations
 from vidaccel.calibration.observe import CandidateWatcher
-from vidaccel.calibration.running import is_stateful, must_run
+from vidaccel.calibration.running import must_run
 from vidaccel.calibration.survey import watching
 from vidaccel.compensation import Call, Compensation
 from vidaccel.compensation import registry as compensations
 from vidaccel.configs.fingerprint import Fingerprint
 from vidaccel.configs.pattern_spec import PatternSpec
 from vidaccel.configs.plan import HeadPolicy
+from vidaccel.engine.prepare import is_stateful
 from vidaccel.errors import VidaccelError
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import registry as patterns

@@ -157,7 +157,7 @@ def _call(layer: LayerPolicy, layout: TokenLayout, q: torch.Tensor, k: torch.Ten
             out = torch.empty_like(q)
             for (kernel, group), memory in zip(groups, memories, strict=True):
                 memory.pop("pattern", None)
-                result, _ = run_heads(kernel, group, heads if group.heads is None else heads.only(group.heads), memory)
+                result, _ = run_heads(kernel, group, group.of(heads), memory)
                 if group.heads is None:
                     out = result
                 else:

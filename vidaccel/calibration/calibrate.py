@@ -21,7 +21,7 @@ from ..version import __version__
 from .candidates import CandidateSet, usable
 from .cost import Costs, device_name, measure_costs
 from .cost_store import cost_cache
-from .fingerprints import request_key, run_settings
+from .fingerprints import run_settings
 from .observations import Observations
 from .observe import CandidateWatcher, noise_edges
 from .predicted import costs_on, find_gpu, half_of
@@ -118,7 +118,7 @@ class Calibrator:
             stored.times, stored.notes = self.seen.times, []  # of this machine, and of this run
             self.seen = stored
         self._metrics = projections(pipe)
-        self._latents = {request_key(self.requests[0]): self.survey.generation.latents}
+        self._latents = {self.requests[0].fingerprint: self.survey.generation.latents}
 
     # -- the stages -----------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Calibrator:
         steps, before = self._steps_by_bin(), len(self.seen.done)
         for number, request in enumerate(self.requests):
             self.tell("observe", number, len(self.requests))
-            key = request_key(request)
+            key = request.fingerprint
             if key in self.seen.done:
                 continue
             if self.seen.done and not self._time_for(0.5, len(self.seen.done) - before):
@@ -165,7 +165,7 @@ class Calibrator:
             self.seen.save(self.state)
         for number, (density, request) in enumerate(wholes):
             self.tell("perturb", len(probes) + number, total)
-            key = request_key(request)
+            key = request.fingerprint
             if everywhere_key(density, key) in done:
                 continue
             latents = self._latents.get(key)
@@ -181,7 +181,7 @@ class Calibrator:
 
     def _everywhere(self) -> list[tuple[float, Request]]:
         """Densities and prompts: as many prompts as possible, because they differ much, and other sizes on a few."""
-        seen = [request for request in (*self.requests[1:], self.requests[0]) if request_key(request) in self.seen.done]
+        seen = [request for request in (*self.requests[1:], self.requests[0]) if request.fingerprint in self.seen.done]
         most = self.effort.everywhere
         prompts = seen[: most - most // 3]
         others = [(density, request) for request in prompts for density in _OTHER_SIZES]

@@ -1,4 +1,4 @@
-"""What a calibration run is known by: its request, its settings and its weights, in texts that hold no prompt."""
+"""What a calibration run is known by: its settings and its weights, in texts that hold no prompt."""
 
 from __future__ import annotations
 
@@ -7,21 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from ..configs.codec import policy_to_data
 from ..pipelines.generate import Request
 from ..pipelines.patch import find_transformers
 from .candidates import CandidateSet
 
-__all__ = ["request_key", "run_settings", "text_fingerprint", "weights_digest"]
-
-
-def request_key(request: Request) -> str:
-    """A fingerprint of prompt, seed and arguments; prompts themselves are not stored."""
-    arguments = {name: _content(value) for name, value in request.arguments.items()}
-    text = json.dumps([request.prompt, request.seed, arguments], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+__all__ = ["run_settings", "text_fingerprint", "weights_digest"]
 
 
 def run_settings(pipe: Any, request: Request, candidates: CandidateSet, bins: int) -> dict[str, Any]:
@@ -62,14 +53,6 @@ def _candidates_digest(candidates: CandidateSet) -> str:
     policies = [policy_to_data(policy) for policy in candidates.policies]
     tile = None if candidates.tile is None else list(candidates.tile)
     return hashlib.sha256(json.dumps([policies, tile], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _content(value: Any) -> str:
-    """A text that is the same for equal values, pictures and tensors included, in every process."""
-    value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-    if hasattr(value, "tobytes"):
-        return hashlib.sha256(value.tobytes()).hexdigest()
-    return "[" + ", ".join(map(_content, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
 def _plain(name: str, value: Any) -> Any:

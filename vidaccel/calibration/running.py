@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..compensation import build_compensation
 from ..configs.plan import HeadPolicy, LayerPolicy
 from ..engine.attend import AttentionSite
-from ..engine.prepare import prepare
+from ..engine.prepare import is_stateful, prepare
 from ..engine.run import run_heads
 from ..errors import VidaccelError
 from ..kernels.dispatch import select
@@ -24,7 +23,7 @@ from ..patterns.base import StaticPattern
 from ..patterns.dynamic import DynamicPattern, Heads
 from ..patterns.registry import build_pattern
 
-__all__ = ["Judged", "Runner", "is_stateful", "judge", "must_run"]
+__all__ = ["Judged", "Runner", "judge", "must_run"]
 
 _BY_SUMS = ("none", "pooled_tail")
 
@@ -38,13 +37,6 @@ def must_run(policy: HeadPolicy) -> bool:
         assert isinstance(pattern, DynamicPattern)
         whole = type(pattern).order is DynamicPattern.order and not pattern.stateful
     return policy.compensation.name not in _BY_SUMS or policy.skip > 0 or not whole
-
-
-def is_stateful(policy: HeadPolicy) -> bool:
-    """Whether what a candidate does depends on earlier calls."""
-    pattern = build_pattern(policy.pattern)
-    remembers = isinstance(pattern, DynamicPattern) and pattern.stateful
-    return remembers or build_compensation(policy.compensation).stateful
 
 
 class Runner:

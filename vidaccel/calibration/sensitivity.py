@@ -119,7 +119,7 @@ def run_everywhere(
     """Runs one candidate of about this density in all layers of each noise bin, and stores what came of it.
 
     Args:
-        name: of the request, such as :func:`.fingerprints.request_key`.
+        name: of the request, such as its fingerprint.
 
     Returns:
         The relative L2 change of the final latent.

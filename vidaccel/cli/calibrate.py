@@ -232,7 +232,6 @@ def _measured(
         predicted: whether the calibration's seconds are predicted for another device, so that these are not theirs.
     """
     from .. import quality
-    from ..calibration.fingerprints import request_key
 
     result = quality.summarise(name, pairs[0].dense.settings, [pair.to_dict() for pair in pairs])
     means = result["summary"]
@@ -240,5 +239,5 @@ def _measured(
     if not predicted:
         measured["seconds"] = means["seconds"]["plan"]["total"]["mean"]
         measured["speedup"] = means["speedup"]["total"]["mean"]
-    known = {request_key(pair.request): pair.quality["latent_error"] for pair in pairs}
+    known = {pair.request.fingerprint: pair.quality["latent_error"] for pair in pairs}
     return result, measured, {key: error for key, error in known.items() if error is not None}

@@ -311,9 +311,7 @@ def _run(
     for kernel, group in work.groups:
         # other blocks, other heads and samples of other lengths have memories of their own
         memory = site.memory((group.pattern or group.mask, group.compensation, group.members, work.part.valid))
-        result, kept = run_heads(
-            kernel, group, heads if group.heads is None else heads.only(group.heads, group.members), memory
-        )
+        result, kept = run_heads(kernel, group, group.of(heads), memory)
         density += group.share * kept
         if group.heads is None:  # the only group, so its output is the layer's
             out = result

@@ -23,16 +23,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..compensation import build_compensation
 from ..configs.plan import BRANCHES, TRANSFORMERS, Plan
 from ..configs.presets import resolve_plan
 from ..errors import ConfigError, KernelError, LayoutError
 from ..layout import TokenLayout
-from ..patterns import DynamicPattern, build_pattern
 from ..types import VideoGrid
 from .attend import AttentionSite, attend
 from .clock import Clock
-from .prepare import check_plan, needs_curvature
+from .prepare import check_plan, is_stateful, needs_curvature
 from .session import Session, TransformerState
 from .stats import Report
 
@@ -207,8 +205,7 @@ def attention_plugin(
 @lru_cache(maxsize=8)
 def _stateless(plan: Plan) -> Attention:
     for policy in dict.fromkeys(head for rule in plan.rules for head in rule.policy.heads):
-        pattern, rule = build_pattern(policy.pattern), build_compensation(policy.compensation)
-        if rule.stateful or (isinstance(pattern, DynamicPattern) and pattern.stateful):
+        if is_stateful(policy):
             raise ConfigError(
                 f"{policy} of plan {plan.name!r} remembers earlier calls, which one call cannot; make a"
                 " vidaccel.Attention(plan) for each model and call that"

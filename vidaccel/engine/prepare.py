@@ -13,16 +13,16 @@ import torch
 from ..blockmask import BlockMask
 from ..compensation import Compensation, build_compensation
 from ..configs.pattern_spec import CompensationSpec, PatternSpec
-from ..configs.plan import LayerPolicy, Plan
+from ..configs.plan import HeadPolicy, LayerPolicy, Plan
 from ..errors import ConfigError
 from ..kernels.contract import KernelRequest
 from ..layout import TokenLayout
 from ..patterns.cluster_order import ClusterOrder
-from ..patterns.dynamic import DynamicPattern
+from ..patterns.dynamic import DynamicPattern, Heads
 from ..patterns.registry import build_pattern, build_static, pattern_class
 from ..types import PRECISIONS, Precision
 
-__all__ = ["HeadGroup", "check_plan", "needs_curvature", "prepare"]
+__all__ = ["HeadGroup", "check_plan", "is_stateful", "needs_curvature", "prepare"]
 
 _DROPPED = build_compensation(CompensationSpec("none"))
 
@@ -58,9 +58,9 @@ class HeadGroup:
         rule = self.compensation
         return KernelRequest.of(q, self.precision, tail=rule.tail, return_lse=rule.lse, skip=self.skip > 0)
 
-    def of(self, x: torch.Tensor) -> torch.Tensor:
-        """The group's heads of x [B,S,H,D]."""
-        return x if self.heads is None else x.index_select(2, self.heads)
+    def of(self, heads: Heads) -> Heads:
+        """The group's heads of all of a layer."""
+        return heads if self.heads is None else heads.only(self.heads, self.members)
 
 
 def check_plan(plan: Plan) -> None:
@@ -75,6 +75,13 @@ def check_plan(plan: Plan) -> None:
                 f"{policy.compensation} keeps outputs by place, but {policy.pattern.name} sorts the tokens anew in each"
                 " call; give it a pattern with one order of the tokens, or another compensation"
             )
+
+
+def is_stateful(policy: HeadPolicy) -> bool:
+    """Whether what a policy does depends on earlier calls."""
+    pattern = build_pattern(policy.pattern)
+    remembers = isinstance(pattern, DynamicPattern) and pattern.stateful
+    return remembers or build_compensation(policy.compensation).stateful
 
 
 def needs_curvature(plan: Plan) -> bool:
