@@ -72,7 +72,7 @@ def captured(generator: torch.Generator) -> list[Tensors]:
     """q, k, v of some layers of the small model, denoising a rendered clip at some noise levels, in layout order."""
     from vidaccel import patch
     from vidaccel.engine import attend
-    from vidaccel.engine.attend import AttentionSite
+    from vidaccel.engine.site import AttentionSite
     from vidaccel.pipelines.demo import DEMO_DIR
     from vidaccel.pipelines.demo.analytic_vae import encode_patches
     from vidaccel.pipelines.demo.build import embed_captions, load_pipeline

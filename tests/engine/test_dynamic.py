@@ -12,7 +12,7 @@ import torch
 import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
-from vidaccel.engine.attend import AttentionSite
+from vidaccel.engine.site import AttentionSite
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import DynamicPattern, Heads, registry
 

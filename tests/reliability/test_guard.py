@@ -16,7 +16,7 @@ import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import Guard, HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, Session, TileShape
 from vidaccel.engine import attend as attend_module
-from vidaccel.engine.attend import AttentionSite
+from vidaccel.engine.site import AttentionSite
 from vidaccel.errors import ConfigError, StrictError, VidaccelWarning
 
 T2V = CASES[0]  # 2 layers of 3 heads, 3 steps, cond and uncond: 12 calls

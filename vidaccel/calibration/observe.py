@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..configs.pattern_spec import PatternSpec
-from ..engine.attend import AttentionSite
+from ..engine.site import AttentionSite
 from ..errors import VidaccelError
 from ..layout import TokenLayout
 from ..patterns.base import Pattern, StaticPattern

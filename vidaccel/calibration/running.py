@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from ..configs.plan import HeadPolicy, LayerPolicy
-from ..engine.attend import AttentionSite
 from ..engine.prepare import is_stateful, prepare
 from ..engine.run import run_heads
+from ..engine.site import AttentionSite
 from ..errors import VidaccelError
 from ..kernels.dispatch import select
 from ..patterns.base import StaticPattern

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..configs.plan import Plan
-from ..engine.attend import Observer
 from ..engine.session import Session
+from ..engine.site import Observer
 from ..errors import ConfigError
 from ..layout import TokenLayout
 from ..pipelines.generate import Generation, Request, accepted_arguments, generate

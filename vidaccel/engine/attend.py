@@ -8,31 +8,27 @@ Every way out of the sparse path leaves its reason in the statistics.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
-from ..errors import KernelError, StrictError, VidaccelWarning
+from ..errors import KernelError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
 from ..kernels.dispatch import select
 from ..patterns.dynamic import Heads
 from ..types import PRECISIONS, Precision
-from .guard import HeadWatch, bounded, check_heads, is_bounded, what_is_wrong
+from .guard import bounded, check_heads, is_bounded, what_is_wrong
 from .prepare import HeadGroup
 from .run import run_heads
 from .sequence import Part, Sequence
-from .stats import LayerStats
+from .site import AttentionSite, Observer
 
 if TYPE_CHECKING:
-    from .session import Session, TransformerState
+    from .session import Session
 
-__all__ = ["AttentionSite", "Observer", "attend"]
-
-#: ``dense(q, k, v, mask) -> out``, all [B, S, H, D]: what the unpatched layer would have run.
-DenseAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+__all__ = ["attend", "passed_by"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,59 +38,6 @@ class Work:
     part: Part
     sequence: Sequence
     groups: list[tuple[Kernel, HeadGroup]]
-
-
-class Observer(Protocol):
-    """Looks on while layers run dense; calibration is one."""
-
-    def wants(self, site: AttentionSite) -> bool:
-        """Whether to show this call, which has just run dense, to :meth:`observe`."""
-
-    def observe(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
-        """Sees all heads of some samples and their dense output [B,S,H,D], in layout order, without padding."""
-
-
-@dataclass(eq=False)
-class AttentionSite:
-    """One patched attention layer: where it is, what it ran before, and its statistics."""
-
-    session: Session
-    state: TransformerState
-    layer: int
-    dense: DenseAttention
-    stats: LayerStats
-    memories: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    #: Number of the run that the memories are of.
-    remembered: int | None = None
-    #: The layer's trained tensors by name, on a device; the patcher keeps them where offloading finds them.
-    weights: Callable[[torch.device], Mapping[str, torch.Tensor]] = field(default=lambda device: {})
-    watch: HeadWatch = field(default_factory=HeadWatch)
-
-    def memory(self, of: Any) -> dict[str, Any]:
-        """What the pattern of these heads and this guidance branch remembers of the run; empty in a new run."""
-        moment = self.state.moment
-        assert moment is not None
-        if self.remembered != moment.run:  # what another run left behind may be large
-            self.memories.clear()
-            self.remembered = moment.run
-        return self.memories.setdefault((of, moment.branch), {})
-
-    def heads(
-        self,
-        sequence: Sequence,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        hidden: torch.Tensor | None = None,
-    ) -> Heads:
-        """All heads of a call at this moment, from q, k, v [B,S,H,D] and the input [B,S,C] in layout order."""
-        moment = self.state.moment
-        assert moment is not None  # or the call would run dense
-        return Heads(
-            q, k, v, sequence.layout(q.device), noise_level=moment.noise_level, step=moment.step,
-            transformer=self.state.name, layer=self.layer, weights=self.weights(q.device), hidden=hidden,
-            curvature=self.state.trajectory.curvature(moment),
-        )  # fmt: skip
 
 
 def attend(
@@ -122,10 +65,10 @@ def attend(
     with site.stats.watch.running(q.device):
         work, reason = _decide(site, q, mask, hidden)
         if reason is not None:
-            _fell_back(site, reason)
+            site.fell_back(reason)
         if work:
             return _guarded(site, work, q, k, v, mask, hidden)
-        out = _dense(site, q, k, v, mask)
+        out = site.run_dense(q, k, v, mask)
         site.stats.count("dense", 1.0, sparse=False)
     observer = site.session.observer
     if observer is not None and reason is None and observer.wants(site):
@@ -186,7 +129,7 @@ def passed_by(site: AttentionSite, reason: str) -> None:
     """
     state, session = site.state, site.session
     if state.moment is None or not session.policy(state.moment, state.name, site.layer).is_dense:
-        _fell_back(site, state.dense_reason or reason)
+        site.fell_back(state.dense_reason or reason)
     site.stats.count("dense", 1.0, sparse=False)
 
 
@@ -249,21 +192,6 @@ def _choose(request: KernelRequest, prefer: str | None) -> tuple[Kernel | None, 
         kernel, _, worse = _choose(replace(request, precision=native), prefer)
         lacking = f"precision {request.precision.name} ran in the model's own dtype: {error}"
         return kernel, native, worse or lacking
-
-
-def _dense(
-    site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """What the unpatched layer runs. Token order does not matter to it, unless the model's mask has one."""
-    state = site.state
-    if mask is not None and mask.dim() == 2:  # of the last tokens only; attention functions take one over all
-        mask = F.pad(mask.bool(), (q.shape[1] - mask.shape[1], 0), value=True)[:, None, None]
-    if mask is None or not state.tiled or not isinstance(state.parts(q, mask), str):
-        return site.dense(q, k, v, mask)
-    sequence = state.sequence(q.shape[1])
-    assert isinstance(sequence, Sequence)  # tiled only if the sequence is known
-    layout = sequence.layout(q.device)
-    return layout.tile(site.dense(layout.untile(q), layout.untile(k), layout.untile(v), mask))
 
 
 def _sparse(
@@ -341,7 +269,7 @@ def _check(site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
         )
     reason = site.watch.reason(guard)
     assert reason is not None
-    _fell_back(site, reason)
+    site.fell_back(reason)
 
 
 def _after_guard(
@@ -356,28 +284,18 @@ def _after_guard(
     state = site.state
     assert state.moment is not None
     where = f"{state.name} layer {site.layer}, step {state.moment.step}"
-    _fell_back(site, f"guard: {wrong}")
+    site.fell_back(f"guard: {wrong}")
     site.session.say_once(f"guard: {wrong} at {where}; that call ran dense")
     site.memories.clear()  # what the call left behind may be as bad
-    out = _dense(site, q, k, v, mask)
+    out = site.run_dense(q, k, v, mask)
     still = what_is_wrong(out, v)
     if still is not None:
         # the input was bad already: attention cannot mend it, but nobody should blame the sparse kernel
         message = f"{where}: dense attention gives {still} too, so the input of this layer is at fault"
         if not is_bounded(out):
             message += "; its values that are not finite count as 0, and huge ones are cut"
-            out = _dense(site, bounded(q), bounded(k), bounded(v), mask)
+            out = site.run_dense(bounded(q), bounded(k), bounded(v), mask)
         site.session.say_once(message)
         warnings.warn(message, VidaccelWarning, stacklevel=2)
     site.stats.count("dense", 1.0, sparse=False)
     return out
-
-
-def _fell_back(site: AttentionSite, reason: str) -> None:
-    """Counts a call that does not run as planned, or raises in a strict session."""
-    if site.session.strict:
-        raise StrictError(
-            f"{site.state.name} layer {site.layer} cannot run as the plan says: {reason};"
-            " patch with strict=False to let it run otherwise and have that reported"
-        )
-    site.stats.fallbacks[reason] += 1

@@ -28,10 +28,11 @@ from ..configs.presets import resolve_plan
 from ..errors import ConfigError, KernelError, LayoutError
 from ..layout import TokenLayout
 from ..types import VideoGrid
-from .attend import AttentionSite, attend
+from .attend import attend
 from .clock import Clock
 from .prepare import check_plan, is_stateful, needs_curvature
 from .session import Session, TransformerState
+from .site import AttentionSite
 from .stats import Report
 
 __all__ = ["Attention", "attention", "attention_plugin"]

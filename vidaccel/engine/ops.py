@@ -14,7 +14,7 @@ import torch
 
 from ..errors import PatchError
 from . import attend
-from .attend import AttentionSite
+from .site import AttentionSite
 
 __all__ = ["attention", "handle_for", "passed_by"]
 

@@ -17,11 +17,11 @@ from ..errors import PlanMismatchError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
 from ..layout import TokenLayout
 from ..types import Precision, TileShape, VideoGrid
-from .attend import AttentionSite, DenseAttention, Observer
 from .clock import Clock, Moment
 from .guard import Guard
 from .prepare import HeadGroup, prepare
 from .sequence import Part, Sequence, padding_of, parts_of
+from .site import AttentionSite, DenseAttention, Observer
 from .stats import LayerStats, Report
 from .trajectory import Trajectory
 

@@ -18,8 +18,8 @@ from torch import nn
 from ..compensation import build_compensation
 from ..configs.plan import TRANSFORMERS, HeadPolicy, Plan
 from ..configs.weights import GROUPS, TENSORS, WeightSource, by_layer, check_layer, read_weights
-from ..engine.attend import AttentionSite
 from ..engine.session import Session
+from ..engine.site import AttentionSite
 from ..errors import ConfigError, VidaccelWarning
 from ..patterns.registry import build_pattern
 from .base import Family
