@@ -12,11 +12,9 @@ between a clip and its noise, a fiftieth apart; its ``pairs`` spread the full st
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -25,13 +23,11 @@ import torch
 from vidaccel.blockmask import BlockMask
 from vidaccel.compensation import Call, Compensation, build_compensation
 from vidaccel.configs.pattern_spec import CompensationSpec, PatternSpec
-from vidaccel.device import device_info
-from vidaccel.files import write_json
 from vidaccel.kernels.torch_sparse import block_sparse_attention
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import DynamicPattern, Heads, StaticPattern, build_pattern, choose_blocks
 
-from . import precision
+from . import precision, report_rows
 from .precision import GRID, NOISE_LEVELS, TILE, Tensors, captured
 
 RULES: tuple[CompensationSpec, ...] = (
@@ -178,13 +174,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``python -m benchmarks.compensations``."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write all figures and the environment there")
-    options = parser.parse_args(arguments)
-    rows = measure()
-    print(table(rows))
-    if options.json:
-        write_json(options.json, {"device": asdict(device_info()), "rows": [asdict(row) for row in rows]})
+    report_rows.run(__doc__, measure, table, arguments)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,20 @@ and v captured from the shipped small model at three noise levels and layers.
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
 
 from vidaccel.blockmask import BlockMask
-from vidaccel.device import device_info
-from vidaccel.files import write_json
 from vidaccel.kernels import emulated, reference, torch_sparse
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import Dense, Neighborhood, Radial, SlidingTile, StaticPattern
 from vidaccel.types import PRECISIONS, Precision, TileShape, VideoGrid
+
+from . import report_rows
 
 GRID, TILE = VideoGrid(16, 12, 12), TileShape(4, 4, 4)
 HEADS, HEAD_DIM = 3, 64
@@ -163,7 +161,7 @@ def measure() -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Markdown: one line per input and precision, one column per pattern, relative L2 / 1 - cosine."""
     patterns = list(dict.fromkeys(row.pattern for row in rows))
     cells = {(row.inputs, row.precision, row.pattern): f"{row.error:.1e} / {1 - row.cosine:.0e}" for row in rows}
@@ -175,13 +173,7 @@ def table(rows: list[Row]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``python -m benchmarks.precision``."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write all figures and the environment there")
-    options = parser.parse_args(arguments)
-    rows = measure()
-    print(table(rows))
-    if options.json:
-        write_json(options.json, {"device": asdict(device_info()), "rows": [asdict(row) for row in rows]})
+    report_rows.run(__doc__, measure, table, arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidaccel.calibration.observations import Cell, Observations, Place, Sample
+from vidaccel.calibration.cells import Cell, Place, Sample
+from vidaccel.calibration.observations import Observations
 from vidaccel.calibration.shape import Shape
 from vidaccel.configs.fingerprint import Fingerprint
 from vidaccel.configs.pattern_spec import PatternSpec

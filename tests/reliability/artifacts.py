@@ -24,7 +24,8 @@ import numpy as np
 
 from tests.reliability.mutations import Mutation, mutations
 from vidaccel.calibration import observations as observed
-from vidaccel.calibration.observations import Observations, Place, Sample
+from vidaccel.calibration.cells import Place, Sample
+from vidaccel.calibration.observations import Observations
 from vidaccel.calibration.shape import Shape
 from vidaccel.configs import artifact
 from vidaccel.configs.fingerprint import Fingerprint

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..configs.codec import policy_from_data, policy_to_data, take, tile_from_data
 from ..configs.fingerprint import Fingerprint
@@ -21,86 +20,10 @@ from ..configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy
 from ..configs.sealed import Sealed
 from ..errors import ConfigError, PlanFileError
 from ..types import TileShape
+from .cells import FIELDS, Cell, Floats, Place, Sample
 from .shape import Shape
 
-__all__ = ["Cell", "Observations", "Place", "Sample"]
-
-Floats = NDArray[np.float32]
-
-_FIELDS = ("error", "spread", "cosine", "mass", "density")
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """Where a cell is.
-
-    Args:
-        bin: number of the noise bin, counted from the clean end.
-        transformer: name in the pipeline.
-        layer: number of the attention layer.
-        branch: ``"cond"``, ``"uncond"``, or ``""`` where both are one batch or unknown.
-    """
-
-    bin: int
-    transformer: str
-    layer: int
-    branch: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One prompt's figures in one cell, per query token and candidate: error, cosine, mass and density are [C,H].
-
-    The mass of candidates that were judged by running is not known, and 0 stands for it.
-    """
-
-    error: Floats
-    cosine: Floats
-    mass: Floats
-    density: Floats
-    energy: Floats
-
-
-@dataclass(eq=False)
-class Cell:
-    """Means over prompts of the figures of :class:`Sample`, and the spread of the error.
-
-    Args:
-        prompts: how many prompts are in.
-        error, cosine, mass, density: [C,H].
-        spread: sum of squared deviations of the error from its mean, [C,H].
-        energy: [H].
-    """
-
-    prompts: int
-    error: Floats
-    spread: Floats
-    cosine: Floats
-    mass: Floats
-    density: Floats
-    energy: Floats
-
-    @staticmethod
-    def empty(candidates: int, heads: int) -> Cell:
-        """A cell that has seen nothing."""
-        each = {name: np.zeros((candidates, heads), np.float32) for name in _FIELDS}
-        return Cell(prompts=0, energy=np.zeros(heads, np.float32), **each)
-
-    def add(self, sample: Sample) -> None:
-        """Takes one more prompt in (Welford's update)."""
-        self.prompts += 1
-        before = sample.error - self.error
-        for name in ("error", "cosine", "mass", "density", "energy"):
-            mean = getattr(self, name)
-            mean += (getattr(sample, name) - mean) / self.prompts
-        self.spread += before * (sample.error - self.error)
-
-    def standard_error(self) -> Floats:
-        """Standard error of the mean error, [C,H]; infinite after a single prompt."""
-        if self.prompts < 2:
-            return np.full_like(self.error, np.inf)
-        return np.sqrt(self.spread / (self.prompts - 1) / self.prompts)
-
+__all__ = ["Observations"]
 
 _FILE = Sealed(
     kind="observations",
@@ -110,7 +33,7 @@ _FILE = Sealed(
         "place": np.int32,
         "prompts": np.int32,
         "energy": np.float32,
-        **dict.fromkeys(_FIELDS, np.float32),
+        **dict.fromkeys(FIELDS, np.float32),
         "weight": np.float64,
         "edges": np.float64,
     },
@@ -211,11 +134,11 @@ class Observations:
         places = sorted(self.cells)
         heads = max((cell.error.shape[1] for cell in self.cells.values()), default=1)
         shape = (len(places), len(self.candidates), heads)
-        tensors: dict[str, np.ndarray] = {name: np.full(shape, np.nan, np.float32) for name in _FIELDS}
+        tensors: dict[str, np.ndarray] = {name: np.full(shape, np.nan, np.float32) for name in FIELDS}
         tensors["energy"] = np.full((len(places), heads), np.nan, np.float32)
         for i, place in enumerate(places):
             cell = self.cells[place]
-            for name in _FIELDS:
+            for name in FIELDS:
                 tensors[name][i, :, : cell.error.shape[1]] = getattr(cell, name)
             tensors["energy"][i, : cell.energy.shape[0]] = cell.energy
         tensors["place"] = np.array([_code(place) for place in places], np.int32).reshape(-1, 4)
@@ -293,7 +216,7 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> Observa
     energy_shape = tensors["energy"].shape
     shape = (len(places), len(candidates), energy_shape[-1] if energy_shape else 0)
     if (
-        any(tensors[name].shape != shape for name in _FIELDS)
+        any(tensors[name].shape != shape for name in FIELDS)
         or energy_shape != (shape[0], shape[2])
         or tensors["prompts"].shape != (len(places),)
         or len(set(places)) != len(places)
@@ -306,7 +229,7 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> Observa
         heads = int(known.sum())
         if not known[:heads].all() or tensors["prompts"][i] < 0:  # unknown heads come last
             raise PlanFileError(f"its figures of {place} are not those of some heads; write it again")
-        parts = {name: np.ascontiguousarray(tensors[name][i, :, :heads]) for name in _FIELDS}
+        parts = {name: np.ascontiguousarray(tensors[name][i, :, :heads]) for name in FIELDS}
         if not all(np.isfinite(part).all() for part in parts.values()):
             raise PlanFileError(f"its figures of {place} are not finite; write it again")
         energy = np.ascontiguousarray(tensors["energy"][i, :heads])

@@ -17,8 +17,8 @@ from ..patterns.base import Pattern, StaticPattern
 from ..patterns.dynamic import DynamicPattern, Heads, choose_blocks
 from ..patterns.registry import build_pattern
 from ..types import PRECISIONS
+from .cells import Place, Sample
 from .evaluate import Row, Scores, evaluate
-from .observations import Place, Sample
 from .running import Judged, Runner, judge, must_run
 
 if TYPE_CHECKING:

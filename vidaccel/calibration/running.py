@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 
 from ..configs.plan import HeadPolicy, LayerPolicy
-from ..engine.prepare import is_stateful, prepare
+from ..engine.prepare import HeadGroup, is_stateful, prepare
 from ..engine.run import run_heads
 from ..engine.site import AttentionSite
 from ..errors import VidaccelError
 from ..kernels.dispatch import select
+from ..layout import TokenLayout
 from ..patterns.base import StaticPattern
 from ..patterns.dynamic import DynamicPattern, Heads
 from ..patterns.registry import build_pattern
@@ -50,6 +51,7 @@ class Runner:
         self.numbers = tuple(policies)
         self._policies = policies
         self._stateful = frozenset(number for number, policy in policies.items() if is_stateful(policy))
+        self._groups: dict[tuple[int, int, TokenLayout], tuple[HeadGroup, ...]] = {}
 
     @property
     def stateful(self) -> bool:
@@ -71,7 +73,10 @@ class Runner:
 
     def _one(self, number: int, site: AttentionSite, heads: Heads, out: torch.Tensor) -> tuple[torch.Tensor, float]:
         policy = self._policies[number]
-        groups = prepare(LayerPolicy((policy,)), out.shape[2], heads.layout)
+        key = (number, out.shape[2], heads.layout)
+        if key not in self._groups:
+            self._groups[key] = prepare(LayerPolicy((policy,)), out.shape[2], heads.layout)
+        groups = self._groups[key]
         if not groups:  # it keeps everything here
             return out, 1.0
         (group,) = groups

@@ -17,12 +17,11 @@ from ..configs.plan import HeadPolicy, LayerPolicy, Plan
 from ..errors import ConfigError
 from ..kernels.contract import KernelRequest
 from ..layout import TokenLayout
-from ..patterns.cluster_order import ClusterOrder
 from ..patterns.dynamic import DynamicPattern, Heads
 from ..patterns.registry import build_pattern, build_static, pattern_class
 from ..types import PRECISIONS, Precision
 
-__all__ = ["HeadGroup", "check_plan", "is_stateful", "needs_curvature", "prepare"]
+__all__ = ["HeadGroup", "HeadShare", "check_plan", "is_stateful", "needs_curvature", "prepare"]
 
 _DROPPED = build_compensation(CompensationSpec("none"))
 
@@ -32,14 +31,14 @@ class HeadGroup:
     """Heads of one layer that run in one kernel call.
 
     Args:
-        heads: int64 [n] on the layout's device, or ``None`` for all heads of the layer.
+        heads: their places in the call, int64 [n] on the layout's device, or ``None`` for all heads of it.
         mask: blocks they attend, [1, 1 or n, NB, NB]; ``None`` if the pattern chooses them in each call.
         pattern: that pattern, or ``None``.
         precision: how QK^T and PV are computed.
         compensation: what makes up for skipped blocks.
         skip: BLASST's scale factor, see :class:`vidaccel.configs.plan.HeadPolicy`.
         members: numbers of those heads in the layer.
-        share: part of the layer's heads that are in this group.
+        share: part of the call's heads that are in this group.
         density: kept token pairs over all, mean over the group's heads; ``None`` where each call has its own.
     """
 
@@ -63,6 +62,26 @@ class HeadGroup:
         return heads if self.heads is None else heads.only(self.heads, self.members)
 
 
+@dataclass(frozen=True)
+class HeadShare:
+    """The heads of a layer that this process computes, where others compute the rest.
+
+    Args:
+        first: number of the first.
+        count: how many; they follow each other.
+        total: heads of the layer.
+    """
+
+    first: int
+    count: int
+    total: int
+
+    @property
+    def numbers(self) -> range:
+        """Their numbers in the layer."""
+        return range(self.first, self.first + self.count)
+
+
 def check_plan(plan: Plan) -> None:
     """Raises :class:`ConfigError` if the plan names a pattern, compensation or parameter that does not exist.
 
@@ -70,7 +89,7 @@ def check_plan(plan: Plan) -> None:
     """
     for policy in dict.fromkeys(head for rule in plan.rules for head in rule.policy.heads):
         pattern, rule = build_pattern(policy.pattern), build_compensation(policy.compensation)
-        if rule.stateful and isinstance(pattern, ClusterOrder):
+        if rule.stateful and isinstance(pattern, DynamicPattern) and pattern.sorts_by_content:
             raise ConfigError(
                 f"{policy.compensation} keeps outputs by place, but {policy.pattern.name} sorts the tokens anew in each"
                 " call; give it a pattern with one order of the tokens, or another compensation"
@@ -90,8 +109,14 @@ def needs_curvature(plan: Plan) -> bool:
     return any(isinstance(pattern, DynamicPattern) and pattern.needs_curvature for pattern in built)
 
 
-def prepare(policy: LayerPolicy, num_heads: int, layout: TokenLayout) -> tuple[HeadGroup, ...]:
+def prepare(
+    policy: LayerPolicy, num_heads: int, layout: TokenLayout, share: HeadShare | None = None
+) -> tuple[HeadGroup, ...]:
     """Kernel calls that carry out ``policy`` on a layer of ``num_heads`` heads; empty if all of it is plain dense.
+
+    Args:
+        share: those of them that a call has, ``None`` for all. Groups then count places and parts within the share;
+            their members are numbers in the layer.
 
     Raises:
         ConfigError: if the policy names a pattern, compensation or parameter that does not exist, or has another number
@@ -99,7 +124,8 @@ def prepare(policy: LayerPolicy, num_heads: int, layout: TokenLayout) -> tuple[H
     """
     policy.check_heads(num_heads)
     members: dict[tuple[str, CompensationSpec, float, PatternSpec | None], list[int]] = {}
-    for head in range(num_heads):
+    share = share or HeadShare(0, num_heads, num_heads)
+    for head in share.numbers:
         choice = policy.for_head(head, num_heads)
         chosen = choice.pattern if pattern_class(choice.pattern).dynamic else None
         members.setdefault((choice.precision, choice.compensation, choice.skip, chosen), []).append(head)
@@ -116,14 +142,14 @@ def prepare(policy: LayerPolicy, num_heads: int, layout: TokenLayout) -> tuple[H
             rule = _DROPPED  # nothing is skipped
         groups.append(
             HeadGroup(
-                heads=None if len(heads) == num_heads else torch.tensor(heads, device=layout.device),
+                heads=None if len(heads) == share.count else torch.tensor(heads, device=layout.device) - share.first,
                 mask=mask,
                 pattern=pattern,
                 precision=PRECISIONS[precision],
                 compensation=rule,
                 skip=skip,
                 members=tuple(heads),
-                share=len(heads) / num_heads,
+                share=len(heads) / share.count,
                 density=None if mask is None else mask.density(layout),
             )
         )

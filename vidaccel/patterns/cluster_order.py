@@ -56,6 +56,7 @@ class ClusterOrder(DynamicPattern):
     """
 
     stateful: ClassVar[bool] = True
+    sorts_by_content: ClassVar[bool] = True
 
     queries: Extent | None = None
     keys: Extent | None = None

@@ -164,6 +164,8 @@ class DynamicPattern(Pattern):
     #: What :meth:`choose` assumes of where blocks lie: ``"nothing"``, so that any tokens may fill them; ``"order"``,
     #: that queries and keys are in one order whose coordinates ``heads.order`` knows; ``"tiles"``, that they are tiles.
     places: ClassVar[Literal["nothing", "order", "tiles"]] = "tiles"
+    #: Whether :meth:`order` depends on queries and keys, so that a place holds another token in the next call.
+    sorts_by_content: ClassVar[bool] = False
     #: Whether it reads ``heads.curvature``, for which the transformer's outputs are kept from step to step.
     needs_curvature: ClassVar[bool] = False
 

@@ -24,6 +24,7 @@ class Instruction:
 
 
 def sass(text: str) -> list[Instruction]:
+    """The instructions of NVIDIA's machine code as ``nvdisasm`` prints it; lines that are none are passed over."""
     lines, labels = [], []
     for line in text.splitlines():
         if label := re.match(r"(\.L_\w+|\$\w+):", line):
@@ -41,6 +42,7 @@ def sass(text: str) -> list[Instruction]:
 
 
 def amdgcn(text: str) -> list[Instruction]:
+    """The instructions of AMD's assembly as LLVM writes it; lines that are none are passed over."""
     lines, labels = [], []
     for line in text.splitlines():
         if label := re.match(r"(\.L\w+):", line):
