@@ -13,6 +13,8 @@ import yaml
 from vidaccel.calibration.candidates import CandidateSet, candidate_names, load_candidates, usable
 from vidaccel.calibration.predicted import predict_costs
 from vidaccel.configs import HeadPolicy, PatternSpec
+from vidaccel.configs.pattern_spec import CompensationSpec
+from vidaccel.configs.presets import load_preset, preset_names
 from vidaccel.errors import ConfigError
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import build_pattern
@@ -64,6 +66,39 @@ def test_skip_factors_are_part_of_the_product(tmp_path: Path) -> None:
         own(tmp_path, GOOD + "skips: [-1]\n")
 
 
+def test_single_policies(tmp_path: Path) -> None:
+    """They stand behind the product, as a plan writes them, and their mistakes are found where they are."""
+    one = "policies:\n  - {pattern: {name: pooled_top_k, density: 0.2}, compensation: {name: merged_keys, parts: 4}}\n"
+    found = own(tmp_path, GOOD + one)
+    rule = CompensationSpec.make("merged_keys", parts=4)
+    assert found.policies[-1] == HeadPolicy(PatternSpec.make("pooled_top_k", density=0.2), compensation=rule)
+    assert found.policies[:-1] == own(tmp_path).policies
+    for wrong, message in {
+        "policies: []\n": "give a list of at least one",
+        "policies:\n  - {compensation: none}\n": "policy 1: a policy has no 'pattern'",
+        "policies:\n  - {pattern: dense, compensation: {name: merged}}\n": "policy 1: .*merged",
+        "policies:\n  - {pattern: dense}\n": "policy 1: dense is in the set already",
+        one + one.split("\n", 1)[1]: "policy 2: .* is in the set already",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            own(tmp_path, GOOD + wrong)
+
+
+def test_the_set_of_systems_has_every_training_free_one() -> None:
+    """Patterns and compensations of all presets that need no trained weights and change more than the arithmetic."""
+    apart = {"vsa", "sla", "seer", "binary", "fps", "vidaccel", "dense"} | {
+        n for n in preset_names() if n[:4] == "sage"
+    }
+    set_of = load_candidates("systems")
+    patterns = {p.pattern.name for p in set_of.policies}
+    rules = {p.compensation.name for p in set_of.policies}
+    for name in set(preset_names()) - apart:
+        for head in (head for rule in load_preset(name).rules for head in rule.policy.heads):
+            assert head.pattern.name in patterns, name
+            assert head.compensation.name in rules, name
+            assert not head.skip or any(p.skip for p in set_of.policies), name
+
+
 def test_the_set_is_a_product_with_dense_first(tmp_path: Path) -> None:
     found = own(tmp_path)
     assert (found.name, found.summary, found.tile) == ("mine", "Two windows.", None)
@@ -75,20 +110,20 @@ def test_the_set_is_a_product_with_dense_first(tmp_path: Path) -> None:
     assert without.tile == TileShape(4, 4, 4)
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "systems"])
 def test_shipped_sets_load(name: str) -> None:
     found = load_candidates(name)
     assert found.name == name and found.summary.endswith(".")
     assert {p.pattern.name for p in found.policies} >= {"pooled_top_k", "error_routing", "sliding_tile", "radial"}
     if name == "cpu":
         assert 40 <= len(found.policies) <= 65
-    else:
+    elif name == "cuda":
         assert {p.precision for p in found.policies} == set(KERNEL_PRECISIONS)
 
 
 def test_shipped_sets_belong_together() -> None:
     """CUDA has the same patterns as the CPU, and dense attention in fewer bits."""
-    assert candidate_names() == ["cpu", "cuda"]
+    assert candidate_names() == ["cpu", "cuda", "systems"]
     cpu, cuda = shipped_data("cpu"), shipped_data("cuda")
     assert cuda["patterns"] == ["dense", *cpu["patterns"]]
     assert set(cuda["precisions"]) <= set(KERNEL_PRECISIONS) and cpu["precisions"] == ["native"]

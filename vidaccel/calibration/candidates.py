@@ -1,7 +1,7 @@
 """What calibration may choose from: sets of head policies, written as YAML.
 
-A set is the product of its patterns, compensations, precisions and, where given, skip factors; plain dense attention
-always belongs to it and comes first. Which of them make sense on a device and a token grid is asked later, by
+A set is the product of its patterns, compensations, precisions and, where given, skip factors, and single policies that
+it names besides; plain dense attention always belongs to it and comes first. Which of them make sense on a device and a token grid is asked later, by
 :func:`usable`.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..compensation import build_compensation
-from ..configs.codec import take, tile_from_data
+from ..configs.codec import policy_from_data, take, tile_from_data
 from ..configs.pattern_spec import CompensationSpec, PatternSpec
 from ..configs.plan import HeadPolicy
 from ..configs.strict_yaml import parse_yaml, read_yaml
@@ -33,7 +33,7 @@ from .predicted import find_gpu, why_not_on
 
 __all__ = ["CandidateSet", "candidate_names", "load_candidates", "usable"]
 
-_KEYS = ("name", "summary", "tile", "patterns", "compensations", "precisions", "skips")
+_KEYS = ("name", "summary", "tile", "patterns", "compensations", "precisions", "skips", "policies")
 _WHAT = "a set of candidates"
 _SUFFIXES = (".yaml", ".yml")
 
@@ -77,7 +77,7 @@ def _shipped() -> dict[str, str]:
 
 
 def candidate_names() -> list[str]:
-    """Names of the sets that ship with vidaccel, sorted; each is a device type."""
+    """Names of the sets that ship with vidaccel, sorted: one for each type of device, and others."""
     return list(_shipped())
 
 
@@ -125,6 +125,16 @@ def _from_data(data: object) -> CandidateSet:
                     policies[HeadPolicy(spec, precision, compensation, skip)] = None
         except ConfigError as error:
             raise ConfigError(f"pattern {number}: {error}") from None
+    for number, entry in enumerate(_entries(given, "policies") if "policies" in given else [], 1):
+        try:
+            policy = policy_from_data(entry)
+            build_pattern(policy.pattern)
+            build_compensation(policy.compensation)
+            if policy in policies:
+                raise ConfigError(f"{policy} is in the set already; give each policy once")
+            policies[policy] = None
+        except ConfigError as error:
+            raise ConfigError(f"policy {number}: {error}") from None
     return CandidateSet(given["name"], given["summary"], tile_from_data(given.get("tile")), tuple(policies))
 
 
