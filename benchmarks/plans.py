@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from vidaccel.pipelines.patch import patch
 from vidaccel.quality import mean_interval
 from vidaccel.quality.figures import quality_figures
 
-__all__ = ["measure", "table"]
+__all__ = ["interval", "measure", "named_plans", "open_demo", "read_requests", "run_plan", "table", "timed"]
 
 Row = dict[str, Any]
 
@@ -42,16 +43,17 @@ def measure(pipe: Any, plans: dict[str, Plan], requests: list[Request]) -> list[
         # the order turns from prompt to prompt, so that none always runs on the warmer machine
         for name in names[number % len(names) :] + names[: number % len(names)]:
             rows.append(
-                {"prompt": request.prompt, "seed": request.seed, **_one(pipe, name, plans[name], request, dense)}
+                {"prompt": request.prompt, "seed": request.seed, **run_plan(pipe, name, plans[name], request, dense)}
             )
         print(f"{number + 1} of {len(requests)}: {request.prompt}", flush=True)
     return rows
 
 
-def _one(pipe: Any, name: str, plan: Plan, request: Request, dense: Generation) -> Row:
+def run_plan(pipe: Any, name: str, plan: Plan, request: Request, dense: Generation) -> Row:
+    """Figures of one request by a plan, against its dense generation."""
     session = patch(pipe, plan, strict=True)
     try:
-        made = generate(pipe, request)
+        made, processor = timed(pipe, request)
         report = session.report()
     finally:
         session.close()
@@ -59,10 +61,19 @@ def _one(pipe: Any, name: str, plan: Plan, request: Request, dense: Generation) 
         "plan": name,
         **quality_figures(made, dense),
         "density": report.density,
+        "calls": report.calls,
         "attention_seconds": report.attention_seconds,
         "seconds": made.seconds["total"],
+        "processor_seconds": processor,
         "dense_seconds": dense.seconds["total"],
     }
+
+
+def timed(pipe: Any, request: Request) -> tuple[Generation, float]:
+    """A generation and the processor time it took, which other work on the machine hardly changes."""
+    began = time.process_time()
+    made = generate(pipe, request)
+    return made, time.process_time() - began
 
 
 def table(rows: list[Row], against: str | None) -> str:
@@ -76,11 +87,11 @@ def table(rows: list[Row], against: str | None) -> str:
         own = [row for row in rows if row["plan"] == name]
         ratio = statistics.median(row["seconds"] / row["dense_seconds"] for row in own)
         cells = [f"`{name}`", f"{statistics.fmean(row['density'] for row in own):.3f}"]
-        cells += [_interval([row[key] for row in own], digits) for key, digits in _COLUMNS]
+        cells += [interval([row[key] for row in own], digits) for key, digits in _COLUMNS]
         cells.append(f"{ratio:.2f}")
         if against:
             apart = [base[(row["prompt"], row["seed"])] - row["psnr"] for row in own]
-            cells.append("" if name == against else _interval(apart, 2, sign=True))
+            cells.append("" if name == against else interval(apart, 2, sign=True))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -88,12 +99,33 @@ def table(rows: list[Row], against: str | None) -> str:
 _COLUMNS = (("psnr", 1), ("ssim", 3), ("latent_error", 3), ("flicker", 2))
 
 
-def _interval(values: list[float], digits: int, *, sign: bool = False) -> str:
+def interval(values: list[float], digits: int, *, sign: bool = False) -> str:
+    """A mean with its 95% interval."""
     found = mean_interval(values)
     if found.mean is None:
         return "identical"
     text = f"{found.mean:{'+' if sign else ''}.{digits}f}"
     return text if found.low is None else f"{text} ± {found.mean - found.low:.{digits}f}"
+
+
+def named_plans(texts: str) -> dict[str, Plan]:
+    """Plans by short names, from names and files separated by commas."""
+    return {Path(text).stem if "/" in text or "." in text else text: resolve_plan(text) for text in texts.split(",")}
+
+
+def open_demo() -> Any:
+    """The small model in float32 on the CPU."""
+    pipe = load_pipeline(str(DEMO_DIR), dtype=torch.float32, device=torch.device("cpu"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def read_requests(prompts: Path, limit: int | None, seed: int, **more: Any) -> list[Request]:
+    """What to generate of a file's first prompts, each with the next seed; ``more`` goes to the pipeline's call."""
+    lines = (line.strip() for line in prompts.read_text(encoding="utf-8").splitlines())
+    texts = [line for line in lines if line and not line.startswith("#")][:limit]
+    arguments = {name: value for name, value in DEFAULTS.items() if name != "fps"} | more
+    return [Request(text, seed + number, arguments) for number, text in enumerate(texts)]
 
 
 def main() -> None:
@@ -108,18 +140,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.json is not None:
         check_writable(options.json)
-    named = {Path(text).stem if "/" in text or "." in text else text: text for text in options.plans.split(",")}
-    plans = {name: resolve_plan(text) for name, text in named.items()}
+    plans = named_plans(options.plans)
     against = None if options.against is None else Path(options.against).stem
     if against is not None and against not in plans:
         parser.error(f"--against is {options.against}, which is none of {', '.join(plans)}")
-    lines = (line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines())
-    texts = [line for line in lines if line and not line.startswith("#")][: options.limit]
-    pipe = load_pipeline(str(DEMO_DIR), dtype=torch.float32, device=torch.device("cpu"))
-    pipe.set_progress_bar_config(disable=True)
-    arguments = {name: value for name, value in DEFAULTS.items() if name != "fps"}
-    requests = [Request(text, options.seed + number, arguments) for number, text in enumerate(texts)]
-    rows = measure(pipe, plans, requests)
+    rows = measure(open_demo(), plans, read_requests(options.prompts, options.limit, options.seed))
     print(table(rows, against))
     if options.json is not None:
         write_json(options.json, {"environment": device_info().to_dict(), "rows": rows})

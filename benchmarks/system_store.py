@@ -57,6 +57,7 @@ class Store:
     Args:
         path: what this process writes; ``None`` writes nothing.
         protocol: what all rows of a file have in common.
+        key: names of what makes a generation unique.
 
     Raises:
         ConfigError: if a file there was made by another protocol.
@@ -64,6 +65,7 @@ class Store:
 
     path: Path | None
     protocol: dict[str, Any]
+    key: tuple[str, ...] = KEY
     rows: list[Row] = field(default_factory=list)
     knobs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     _done: set[tuple[Any, ...]] = field(default_factory=set)
@@ -79,14 +81,14 @@ class Store:
                     f"{path} was measured by another protocol ({content['protocol']} instead of {self.protocol});"
                     " name another file, or remove it"
                 )
-            self._done |= {_key(row) for row in content["rows"]}
+            self._done |= {self._key(row) for row in content["rows"]}
             self._others |= content["knobs"]
             if path == self.path:
                 self.rows, self.knobs = content["rows"], content["knobs"]
 
     def has(self, row: Row) -> bool:
         """Whether this generation is written down already, here or by another process at the start."""
-        return _key(row) in self._done
+        return self._key(row) in self._done
 
     def tries(self, cell: Cell) -> tuple[Try, ...]:
         """The settings tried for a cell; empty before any."""
@@ -96,13 +98,16 @@ class Store:
     def add(self, row: Row) -> None:
         """Writes a generation down."""
         self.rows.append(row)
-        self._done.add(_key(row))
+        self._done.add(self._key(row))
         self._write()
 
     def settle(self, cell: Cell, tries: Sequence[Try]) -> None:
         """Writes a cell's settings down."""
         self.knobs[cell.knob_key] = [vars(one) for one in tries]
         self._write()
+
+    def _key(self, row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in self.key)
 
     def _write(self) -> None:
         if self.path is not None:
@@ -113,10 +118,6 @@ class Store:
             )
 
 
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in KEY)
-
-
 def family(path: Path) -> list[Path]:
     """The existing files of one measurement: ``path`` and those of its shards, whichever of them is named."""
     stem = re.sub(r"-\d+of\d+$", "", path.stem)
@@ -124,7 +125,7 @@ def family(path: Path) -> list[Path]:
     return sorted(found for found in path.parent.glob(f"{stem}*{path.suffix}") if name.fullmatch(found.name))
 
 
-def read_rows(paths: Sequence[Path]) -> list[Row]:
+def read_rows(paths: Sequence[Path], key: tuple[str, ...] = KEY) -> list[Row]:
     """The rows of all files of these measurements, each generation once.
 
     Raises:
@@ -137,5 +138,5 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
             raise ConfigError(f"there is no {path}; measure first, with --json {path}")
         for file in files:
             content = json.loads(file.read_text(encoding="utf-8"))
-            found |= {_key(row): row for row in content["rows"]}
+            found |= {tuple(row[name] for name in key): row for row in content["rows"]}
     return list(found.values())

@@ -53,16 +53,16 @@ def tables(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def put_into(text: str, made: str) -> str:
-    """A document with the tables between its marks replaced.
+def put_into(text: str, made: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """A document with the tables between these marks replaced.
 
     Raises:
         ConfigError: if a mark is missing.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        raise ConfigError(f"the document has no place for tables; write {BEGIN} and {END} where they go")
+        raise ConfigError(f"the document has no place for tables; write {marks[0]} and {marks[1]} where they go")
     return f"{before}{begin}\n{made}\n{end}{after}"
 
 

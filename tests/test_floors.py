@@ -24,6 +24,7 @@ FLOORS = {
     "pooling": 1,
     "configs": 1,
     "kernels": 2,
+    "linear": 2,
     "patterns": 3,
     "compensation": 4,
     "engine": 5,

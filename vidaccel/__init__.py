@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .compensation.registry import build_compensation, compensation_names
     from .configs.artifact import load_plan, save_plan
     from .configs.fingerprint import Fingerprint
+    from .configs.linear import LinearPlan, LinearRule
     from .configs.pattern_spec import CompensationSpec, PatternSpec
     from .configs.plan import HeadPolicy, LayerPolicy, Plan, Rule
     from .configs.presets import load_preset, preset_names, resolve_plan
@@ -63,6 +64,8 @@ __all__ = [
     "KernelError",
     "LayerPolicy",
     "LayoutError",
+    "LinearPlan",
+    "LinearRule",
     "NotPatchedError",
     "OutputError",
     "PatchError",
@@ -105,6 +108,7 @@ _HOMES = {
     "configs.artifact": "load_plan save_plan",
     "configs.fingerprint": "Fingerprint",
     "compensation": "build_compensation compensation_names",  # the package, as below
+    "configs.linear": "LinearPlan LinearRule",
     "configs.pattern_spec": "CompensationSpec PatternSpec",
     "configs.plan": "HeadPolicy LayerPolicy Plan Rule",
     "configs.presets": "load_preset preset_names resolve_plan",

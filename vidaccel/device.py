@@ -28,6 +28,7 @@ PACKAGES = (
     "transformers",
     "accelerate",
     "peft",
+    "torchao",
     "safetensors",
     "numpy",
     "opencv-python-headless",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .errors import ConfigError, LayoutError
 
-__all__ = ["KERNEL_PRECISIONS", "PRECISIONS", "Precision", "TileShape", "VideoGrid"]
+__all__ = ["KERNEL_PRECISIONS", "PRECISIONS", "TRANSFORMERS", "Precision", "TileShape", "VideoGrid"]
+
+#: The pipeline components a rule of a plan may name.
+TRANSFORMERS = ("transformer", "transformer_2")
 
 
 @dataclass(frozen=True, order=True)
@@ -34,7 +36,7 @@ class _Box:
     @property
     def tokens(self) -> int:
         """Tokens in the box: frames * height * width."""
-        return math.prod(self)
+        return self.frames * self.height * self.width  # torch.compile cannot trace math.prod of a size that changes
 
 
 class VideoGrid(_Box):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,9 @@ def start(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(300)
-def test_processes_share_the_prompts_and_a_killed_run_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+def test_processes_share_the_prompts_and_a_killed_run_goes_on(
+    vidaccel: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "clips"
     prompts.write_text("\n".join(f"clip number {n}" for n in range(6)))
     arguments = ("generate", "--prompts", prompts, "-m", tiny_model, "--plan", "dense", *SMALL, "-o", out)
@@ -155,17 +157,85 @@ def test_processes_share_the_prompts_and_a_killed_run_goes_on(tiny_model: Path, 
     first = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
     assert 1 <= len(first) <= 6
 
+    # one clip cannot be written; its process ends with an error, and the launcher then ends whatever still runs
+    record, video = out / "001-clip-number-0.json", out / "001-clip-number-0.mp4"
+    first.pop(record, None)
+    record.unlink(missing_ok=True)
+    video.unlink(missing_ok=True)
+    video.mkdir()
     both = start(*arguments, processes=2)
     stdout, stderr = both.communicate(timeout=240)
-    assert both.returncode == 0, stderr
+    assert both.returncode != 0 and "error: 1 of 3 clips failed" in stderr, stderr
     assert sorted(line["number"] for line in lines(stdout)) == [1, 2, 3, 4, 5, 6]
     logs = [lines((out / f"clips.{rank}.jsonl").read_text()) for rank in (0, 1)]
     assert [[line["number"] for line in log] for log in logs] == [[1, 3, 5], [2, 4, 6]]
     states = {line["number"]: line["state"] for log in logs for line in log}
+    assert states.pop(1) == "failed" and set(states.values()) <= {"made", "found"}
     assert sum(state == "found" for state in states.values()) == len(first)
     assert all(path.stat().st_mtime_ns == when for path, when in first.items())
+
+    video.rmdir()
+    last = lines(vidaccel(*arguments).stdout)
+    assert [line["state"] for line in last] == ["made", *["found"] * 5]
     videos = sorted(out.glob("*.mp4"))
     assert len(videos) == 6 and all(frames_of(video).shape == (17, 48, 64, 3) for video in videos)
+
+
+@pytest.fixture
+def one_of_eight(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """This process as the second of four on the second of two machines, as launchers tell it: by the environment.
+
+    Yields what the process group was asked to be; the group itself is torch's imitation.
+    """
+    from accelerate import PartialState
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    asked: dict[str, Any] = {}
+    real = distributed.init_process_group
+
+    def imitate(**given: Any) -> None:
+        asked.update(given)
+        real("fake", rank=given["rank"], world_size=given["world_size"], store=FakeStore())
+
+    told = {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4, "MASTER_PORT": 1, "OMP_NUM_THREADS": 1}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setattr(distributed, "init_process_group", imitate)
+    PartialState._reset_state()
+    yield asked
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    PartialState._reset_state()
+
+
+def test_ranks_count_over_all_machines(one_of_eight: dict[str, Any]) -> None:
+    from vidaccel.cli.batch import Team
+    from vidaccel.pipelines.batch import Share
+
+    team = Team("cpu")
+    assert (one_of_eight["rank"], one_of_eight["world_size"]) == (5, 8)
+    assert team.share == Share(5, 8)
+    team.close()
+
+
+def test_a_process_waits_for_all_others(one_of_eight: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import distributed
+
+    from vidaccel.cli import batch
+
+    store, looks = distributed.HashStore(), []
+
+    def sleep(seconds: float) -> None:
+        looks.append(store.add(batch._THROUGH, 1))  # meanwhile another one comes to its end
+
+    monkeypatch.setattr(distributed.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(batch.time, "sleep", sleep)
+    team = batch.Team("cpu")
+    team.wait()
+    assert looks == [2, 3, 4, 5, 6, 7, 8]
+    team.close()
 
 
 def test_names_and_shares() -> None:

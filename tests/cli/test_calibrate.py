@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vidaccel.calibration.cost import Costs
 from vidaccel.configs.artifact import load_plan
 
 CANDIDATES = """
@@ -151,3 +153,52 @@ def test_minutes_bound_everything(vidaccel: Run, common: tuple[Any, ...], tmp_pa
     assert "prompts" not in made and "prediction" not in made["calibration"] and load_plan(plan).rules
     notes = " ".join(made["calibration"]["notes"])
     assert "the time was up before validation" in notes and "after 0 of 2 single heads" in notes
+
+
+def test_step_caches_are_chosen_with_the_plan(
+    vidaccel: Run, refused: Callable[..., str], common: tuple[Any, ...], tmp_path: Path, monkeypatch: Any
+) -> None:
+    made_up = Costs("test", "measured", 1e-3, {})
+
+    def costs(candidates: Any, *_: Any, **__: Any) -> Costs:
+        return replace(made_up, table={p: 1e-4 * (2 + i) for i, p in enumerate(candidates) if not p.is_dense})
+
+    monkeypatch.setattr("vidaccel.calibration.calibrate.measure_costs", costs)
+    common = tuple("--num-inference-steps=6" if str(o).startswith("--num-inf") else o for o in common)
+    plan, page, figures = tmp_path / "plan.safetensors", tmp_path / "page.html", tmp_path / "figures.json"
+    asked = ("calibrate", *common, "--prompt", "a red ball", "--bins", 1, "--probes", 1, "--whole-probes", 0)
+    asked += ("--density", 0.5, "--validate", 1, "-o", plan)
+    assert "the cache 'tea:3' is not known" in refused(*asked, "--caches", "none,tea:3")
+    caches = ("--caches", "none, taylorseer:2, first-block:0.5")
+    vidaccel(*asked, *caches, "--json", figures, "--html", page)
+    made = json.loads(figures.read_text())["calibration"]
+    found = made["caches"]
+    assert [one["cache"] for one in found["alone"]] == ["taylorseer:2", "first-block:0.5"]
+    assert all(0 < one["calls"] < 1 and one["error"] > 0 and one["prompts"] == 1 for one in found["alone"])
+    assert len(found["pairs"]) == 3 and all(one["measured"] for one in found["pairs"])
+    # with a cache, fewer token pairs are dropped for the same budget
+    for one in found["pairs"]:
+        assert one["predicted"]["density"] <= 0.5 + 1e-6
+        assert one["measured"]["density"] == pytest.approx(one["predicted"]["density"], rel=0.25)
+    (chosen,) = [one for one in found["pairs"] if one["chosen"]]
+    within = [one for one in found["pairs"] if one["measured"]["density"] <= 0.5 * 1.02]
+    if within:
+        assert chosen["measured"]["error"] == min(one["measured"]["error"] for one in within)
+    assert made["predicted"] == chosen["predicted"] and made["measured"]["error"] == chosen["measured"]["error"]
+    saved = load_plan(plan)
+    assert (saved.cache or "none") == chosen["cache"] and dict(saved.provenance)["budget"] == "--density 0.5"
+    assert "Step caches, each with its best plan" in page.read_text() and "taylorseer:2" in page.read_text()
+
+    # again from the observations alone, and with none of them as without the option
+    observations, other, told = plan.with_suffix(".observations.safetensors"), tmp_path / "o.safetensors", figures
+    result = vidaccel("solve", observations, "--density", 0.3, "--caches", "auto", "-o", other, "--json", told)
+    assert "taylorseer:2" in result.output
+    pairs = json.loads(told.read_text())["caches"]["pairs"]
+    assert load_plan(other).cache == (None if pairs[0]["cache"] == "none" else pairs[0]["cache"])
+    assert [one["predicted"]["error"] for one in pairs] == sorted(one["predicted"]["error"] for one in pairs)
+    vidaccel("solve", observations, "--density", 0.3, "--caches", "none", "-o", other)
+    with_none = load_plan(other)
+    vidaccel("solve", observations, "--density", 0.3, "-o", other)
+    assert with_none.rules == load_plan(other).rules and with_none.cache is None
+    assert "was not measured" in refused("solve", observations, "--density", 0.3, "--caches", "pab")
+    assert "no budget is given" in refused("solve", observations, "--caches", "auto")

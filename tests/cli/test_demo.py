@@ -10,7 +10,8 @@ from typing import Any
 import cv2
 import pytest
 
-from vidaccel.pipelines.demo import PROMPTS
+from vidaccel.configs.artifact import load_plan
+from vidaccel.pipelines.demo import DEMO_PLAN, PROMPTS
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def _tiny(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_videos_a_sheet_and_a_table(vidaccel: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "outputs" / "demo.mp4"
-    result = vidaccel("demo", "-o", out, "--repeats", 1, env={"COLUMNS": "160"})
+    result = vidaccel("demo", "--plan", "sta", "-o", out, "--repeats", 1, env={"COLUMNS": "160"})
     names = sorted(path.name for path in out.parent.iterdir())
     assert names == ["demo-dense.mp4", "demo.json", "demo.mp4", "demo.png"]
     for video in (out, out.with_stem("demo-dense")):
@@ -41,6 +42,22 @@ def test_two_videos_a_sheet_and_a_table(vidaccel: Callable[..., Any], tmp_path: 
     )
     for word in words:
         assert word in result.stdout, word
+
+
+def test_the_shipped_plan_is_the_default(vidaccel: Callable[..., Any], tmp_path: Path) -> None:
+    """It was made for the shipped model at its own size, and the tiny one is neither."""
+    told = vidaccel("demo", "-o", tmp_path / "demo.mp4", code=2).stderr.splitlines()[-1]
+    assert told.startswith("error: the plan 'calibrated' does not fit transformer: number of heads is 2")
+
+
+def test_the_shipped_plan_is_what_the_shipped_observations_give(vidaccel: Callable[..., Any], tmp_path: Path) -> None:
+    shipped, again = load_plan(DEMO_PLAN), tmp_path / "again.safetensors"
+    told = dict(shipped.provenance)
+    option, value = told["budget"].split()
+    vidaccel("solve", DEMO_PLAN.with_suffix(".observations.safetensors"), option, value, "-o", again)
+    made = load_plan(again)
+    assert made.rules == shipped.rules and made.tile == shipped.tile and made.fingerprint == shipped.fingerprint
+    assert any(head.pattern.name != "dense" for rule in made.rules for head in rule.policy.heads)
 
 
 def test_a_folder_that_cannot_be_made(refused: Callable[..., str], tmp_path: Path) -> None:

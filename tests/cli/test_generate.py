@@ -281,3 +281,24 @@ def test_the_model_is_read_from_where_it_is(
     small = ("--height=32", "--width=32", "--num-frames=5", "--num-inference-steps=1")
     vidaccel("generate", "a cat", "-m", "owner/model", *small)
     assert (tmp_path / "out.mp4").exists() and (tmp_path / "out.json").exists()
+
+
+def test_the_step_cache_of_a_plan_and_another_beside_it(
+    vidaccel: Callable[..., Any], refused: Callable[..., str], tiny_model: Path, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    steps = tuple("--num-inference-steps=9" if option.startswith("--num-inf") else option for option in small)
+    plan = tmp_path / "cached.yaml"
+    plan.write_text("name: cached\nrules: []\ncache: taylorseer:2\n")
+    shown = vidaccel("inspect", plan).output
+    assert "step cache" in shown and "taylorseer:2" in shown
+    calls = {}
+    for cache in (None, "none", "taylorseer:3"):
+        out = tmp_path / f"{cache}.mp4".replace(":", "-")
+        given = () if cache is None else ("--cache", cache)
+        vidaccel("generate", "a red ball", "-m", tiny_model, "--plan", plan, *steps, *given, "-o", out)
+        made = json.loads(out.with_suffix(".json").read_text())
+        calls[made["cache"]] = made["report"]["calls"]
+    assert set(calls) == {"taylorseer:2", None, "taylorseer:3"} and calls[None] == 9 * 2 * 2
+    assert calls["taylorseer:3"] < calls["taylorseer:2"] < calls[None]
+    said = refused("generate", "a red ball", "-m", tiny_model, "--cache", "tea", *steps, "-o", tmp_path / "x.mp4")
+    assert "the cache 'tea' is not known" in said

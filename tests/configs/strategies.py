@@ -5,11 +5,12 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from vidaccel.configs.fingerprint import Fingerprint
+from vidaccel.configs.linear import LINEAR_PRECISIONS, LinearPlan, LinearRule
 from vidaccel.configs.pattern_spec import CompensationSpec, PatternSpec
 from vidaccel.configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
 from vidaccel.types import PRECISIONS, TileShape, VideoGrid
 
-__all__ = ["fingerprints", "heads", "plans", "rules", "specs"]
+__all__ = ["fingerprints", "heads", "linear_plans", "plans", "rules", "specs"]
 
 _names = st.sampled_from(["window", "width", "decay", "a", "b_2", "sliding_tile", "patterns"])
 _floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -62,6 +63,18 @@ fingerprints = st.builds(
     vidaccel=st.none() | st.sampled_from(["0.1.0", "0.2.3", "1.0"]),
 )
 
+_modules = st.sampled_from(["blocks.*.attn1.to_q", "blocks.*.ffn.net.0.proj", "a.b_2.*.c"])
+_linear_rules = st.builds(
+    LinearRule,
+    precision=st.sampled_from(sorted(LINEAR_PRECISIONS)),
+    modules=st.none() | st.lists(_modules, min_size=1, max_size=3).map(tuple),
+    layers=st.none() | st.lists(st.integers(0, 65_535), min_size=1, max_size=5).map(tuple),
+    transformer=st.none() | st.sampled_from(TRANSFORMERS),
+)
+
+#: Precisions of Linears.
+linear_plans = st.lists(_linear_rules, min_size=1, max_size=3).map(lambda found: LinearPlan(tuple(found)))
+
 plans = st.builds(
     Plan,
     name=st.text(min_size=1, max_size=10).filter(str.strip),
@@ -69,4 +82,6 @@ plans = st.builds(
     tile=st.none() | st.builds(TileShape, _extents, _extents, _extents),
     fingerprint=st.none() | fingerprints,
     provenance=st.dictionaries(st.text(max_size=6), st.text(max_size=12), max_size=3).map(lambda d: tuple(d.items())),
+    linear=st.none() | linear_plans,
+    cache=st.none() | st.sampled_from(["first-block", "first-block:0.12", "taylorseer:3", "pab:2", "faster:4", "sea"]),
 )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.configs.strategies import plans
+from vidaccel.configs.codec import plan_from_data, plan_to_data
 from vidaccel.configs.pattern_spec import CompensationSpec, PatternSpec
 from vidaccel.configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
 from vidaccel.errors import ConfigError, LayoutError
@@ -79,7 +80,7 @@ def test_a_dense_plan_is_dense_everywhere(
         assert plan.lookup(level, transformer, layer, branch).is_dense
     guarded = Plan(plan.name, (Rule(DENSE), *plan.rules))
     assert guarded.is_dense
-    assert hash(plan) == hash(Plan(plan.name, plan.rules, plan.tile, plan.fingerprint, plan.provenance))
+    assert hash(plan) == hash(replace(plan))
 
 
 def test_what_is_dense() -> None:
@@ -108,6 +109,33 @@ def test_rules_are_normalised() -> None:
     assert Rule(SPARSE, layers=range(3)).layers == (0, 1, 2)
     assert Rule(SPARSE).is_unconditional
     assert not rule.is_unconditional
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [(None, None), ("none", None), ("first-block", "first-block:0.08"), ("taylorseer:3", "taylorseer:3")],
+)
+def test_step_cache(given: str | None, kept: str | None) -> None:
+    plan = Plan("p", cache=given)
+    assert plan.cache == kept and plan == Plan("p", cache=kept)
+    assert plan_from_data(plan_to_data(plan)) == plan and ("cache" in plan_to_data(plan)) == (kept is not None)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("teacache", "the cache 'teacache' is not known"),
+        ("pab:0", "give a whole number of at least 2"),
+        ("sea:inf", "give a number above 0"),
+        (3, "Plan.cache is a int"),
+        ("mag:/etc/passwd", "cannot hold the cache mag"),
+    ],
+)
+def test_step_caches_that_a_plan_cannot_hold(given: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Plan("p", cache=given)
+    with pytest.raises(ConfigError, match=says):
+        plan_from_data({"name": "p", "rules": [], "cache": given})
 
 
 def test_provenance() -> None:

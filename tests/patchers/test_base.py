@@ -100,7 +100,7 @@ def test_a_model_without_a_timestep_names_what_to_override() -> None:
     registry.register_family(Mine())
     mine, video = Timeless(dim=24).eval(), torch.randn(1, 24, 2, 4, 4)
     vidaccel.patch(mine, "sta")
-    with pytest.raises(PatchError, match=r"called without `timestep` \(it got self, video, noise\); override Family"):
+    with pytest.raises(PatchError, match=r"called without `timestep` \(it got video, noise\); override Family"):
         mine(video, 0.5)
     vidaccel.unpatch(mine)
 

@@ -21,18 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tests.reliability.mutations import Mutation, mutations
 from vidaccel.calibration import observations as observed
-from vidaccel.calibration.cells import Place, Sample
+from vidaccel.calibration.cache_runs import CacheRun
+from vidaccel.calibration.cells import FIELDS, Place, Sample
+from vidaccel.calibration.linear_table import LinearTable, cost_key
 from vidaccel.calibration.observations import Observations
 from vidaccel.calibration.shape import Shape
 from vidaccel.configs import artifact
 from vidaccel.configs.fingerprint import Fingerprint
+from vidaccel.configs.linear import LinearPlan, LinearRule
 from vidaccel.configs.pattern_spec import CompensationSpec, PatternSpec
 from vidaccel.configs.plan import HeadPolicy, LayerPolicy, Plan, Rule
 from vidaccel.configs.sealed import Sealed
 from vidaccel.errors import ConfigError, PlanFileError
+from vidaccel.linear.measure import LinearErrors
 from vidaccel.types import TileShape, VideoGrid
 
 MEGABYTES = 100
@@ -77,8 +82,20 @@ def plan() -> Plan:
             {"patch_size": [1, 2, 2], "rope": "3d", "eps": 1e-6}, model_class="Wan", heads=3, layers=6,
             grid=VideoGrid(16, 12, 12), scheduler="Euler", vidaccel="0.1.0",
         ),
-        provenance=(("command", "vidaccel calibrate"), ("device", "cpu")),
+        provenance=(("command", "vidaccel calibrate"), ("device", "cpu")), cache="first-block:0.08",
+        linear=LinearPlan((LinearRule("int8", ("blocks.*.ffn.net.2",), (0, 3), "transformer"), LinearRule("fp8"))),
     )  # fmt: skip
+
+
+def linears() -> LinearTable:
+    """A table of Linears that uses every field."""
+    item = LinearErrors(
+        "transformer", "blocks.*.ffn.net.2", 3, "ffn", (32, 48), True, torch.bfloat16, 2, 1, 7.5, 8, [1.5, 2.5],
+        {"fp8": [0.5, 0.25], "int8": [0.125, 0.75]},
+    )  # fmt: skip
+    changes = {"fp8": {"ffn": 0.5}, "int8": {"ffn": 0.25}}
+    seconds = {cost_key(item): {"fp8": 0.5, "int8": 0.25, "native": 1.5}}
+    return LinearTable(("int8", "fp8"), [item], 2, changes, seconds)
 
 
 def observations() -> Observations:
@@ -97,6 +114,8 @@ def observations() -> Observations:
         notes=["a note"],
         provenance={"device": "a device"},
         shape=Shape(1, 2, 16, "float32", 3, True),
+        caches=[CacheRun("pab:2", "key0", 0.25, 0.75, 0.5, None)],
+        linears=linears(),
     )
     places = [
         Place(b, t, 0, branch) for b in (0, 1) for t in ("transformer", "transformer_2") for branch in ("cond", "")
@@ -113,7 +132,7 @@ def _of_observations(seen: Observations) -> Any:
     """Everything in it; mappings sorted, because a file sorts them."""
     told = {name: _sorted(value) for name, value in vars(seen).items() if name != "cells"}
     for place, cell in seen.cells.items():
-        told[repr(place)] = [cell.prompts, *(getattr(cell, f).tobytes() for f in (*observed._FIELDS, "energy"))]
+        told[repr(place)] = [cell.prompts, *(getattr(cell, f).tobytes() for f in (*FIELDS, "energy"))]
     return repr(_sorted(told))
 
 

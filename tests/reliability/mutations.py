@@ -145,7 +145,8 @@ class _Forge:
         where, counts = f"metadata {key!r}", False
         if kind == "replace":
             value = draw.choice(VALUES)
-            counts = json.dumps(value) != json.dumps(holder[key])
+            # a bare name is another spelling of a spec without parameters
+            counts = json.dumps(value) not in (json.dumps(holder[key]), json.dumps(_bare(holder[key])))
             holder[key] = copy.deepcopy(value)
             where += f" -> {str(value)[:30]!r}"
         elif kind == "remove":
@@ -245,6 +246,10 @@ class _Forge:
         holder[key] = "@here@"
         text = json.dumps({**meta, "sha256": "0" * 64}).replace('"@here@"', RAW[name])
         return Mutation(f"metadata {key!r} is {name}", "refuse", save(self.tensors, {"vidaccel": text}))
+
+
+def _bare(value: Any) -> Any:
+    return value["name"] if isinstance(value, dict) and set(value) == {"name"} else value
 
 
 def _places(node: Any) -> Iterator[tuple[Any, Any]]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..engine.session import Session
 from ..errors import ConfigError
 from ..patchers.fingerprint import fingerprint_of
 from ..pipelines.generate import Request, generate
@@ -22,6 +25,7 @@ from .candidates import CandidateSet, usable
 from .cost import Costs, device_name, measure_costs
 from .cost_store import cost_cache
 from .fingerprints import run_settings
+from .linear_stage import LinearStage
 from .observations import Observations
 from .observe import CandidateWatcher, noise_edges
 from .predicted import costs_on, find_gpu, half_of
@@ -79,6 +83,7 @@ class Calibrator:
         edges: bounds of the noise bins, or ``None`` to divide the steps evenly.
         distinct: leave out candidates that come out as the same blocks as another.
         target: name of the GPU that the plan is for, if it is not this device; see :func:`.predicted.find_gpu`.
+        linear: 8-bit precisions that Linears may have, see :func:`.linear_stage.precisions_for`.
 
     Raises:
         ConfigError: if there is no request, the GPU is unknown, or the file is of another run; what can be compared
@@ -98,6 +103,7 @@ class Calibrator:
         edges: tuple[float, ...] | None = None,
         distinct: bool = True,
         target: str | None = None,
+        linear: Sequence[str] = (),
     ) -> None:
         if not requests:
             raise ConfigError("there is no prompt to calibrate on; give at least one")
@@ -117,6 +123,8 @@ class Calibrator:
             stored.check_same(self.seen, self.state)
             stored.times, stored.notes = self.seen.times, []  # of this machine, and of this run
             self.seen = stored
+        device = self.survey.layout.device
+        self.linears = LinearStage(pipe, self.seen, linear, device) if linear else None
         self._metrics = projections(pipe)
         self._latents = {self.requests[0].fingerprint: self.survey.generation.latents}
 
@@ -137,12 +145,15 @@ class Calibrator:
             watcher = CandidateWatcher(
                 self.seen, wanted, tiles=self.effort.tiles, metrics=self._metrics, seed=int(key[:8], 16)
             )
-            with watching(self.pipe, watcher, self.seen.tile):
+            with watching(self.pipe, watcher, self.seen.tile) as session, self._linears_in(session, wanted):
                 self._latents[key] = generate(self.pipe, request).latents
             samples = watcher.samples()
             if not samples:
                 raise ConfigError("no attention call could be observed; vidaccel models tells what this model runs")
             self.seen.add(key, samples)
+            self.seen.save(self.state)
+        if self.linears is not None and not self.linears.table.generations:  # all prompts were observed without
+            self.linears.watch_alone(self.requests[0], _spread(steps, self.effort.steps, 0))
             self.seen.save(self.state)
         self.tell("observe", len(self.requests), len(self.requests))
 
@@ -177,7 +188,25 @@ class Calibrator:
             assert latents is not None  # as above
             run_everywhere(self.pipe, self.seen, density, request, key, latents)
             self.seen.save(self.state)
+        self._perturb_linears(reference)
         self.tell("perturb", total, total)
+
+    def _linears_in(self, session: Session, steps: Sequence[int]) -> AbstractContextManager[None]:
+        return nullcontext() if self.linears is None else self.linears.watching(session, steps)
+
+    def _perturb_linears(self, reference: torch.Tensor) -> None:
+        missing = [] if self.linears is None else self.linears.missing()
+        for number, (precision, kind) in enumerate(missing):
+            assert self.linears is not None
+            self.tell("Linears", number, len(missing))
+            if not self._time_to_perturb(1):
+                self._note(
+                    f"the time was up after {number} of {len(missing)} generations with quantised Linears; the error of"
+                    " the others is taken for that of attention beside them"
+                )
+                break
+            self.linears.run(precision, kind, self.requests[0], reference)
+            self.seen.save(self.state)
 
     def _everywhere(self) -> list[tuple[float, Request]]:
         """Densities and prompts: as many prompts as possible, because they differ much, and other sizes on a few."""
@@ -208,6 +237,12 @@ class Calibrator:
         self.seen.save(self.state)
         self.tell("time", 1, 1)
         return found
+
+    def time_linears(self, *, budget_seconds: float = 45.0, cache: Path | None = None) -> None:
+        """Seconds of each Linear, measured on this machine; after :meth:`observe`, which counts their tokens."""
+        assert self.linears is not None
+        self.linears.time(cost_cache() if cache is None else cache, budget_seconds)
+        self.seen.save(self.state)
 
     def standing(self) -> list[tuple[str, int, list[float]]]:
         """What is known so far: noise levels, prompts, and the least relative error at each of `STANDING_DENSITIES`.

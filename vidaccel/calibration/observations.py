@@ -20,7 +20,9 @@ from ..configs.plan import BRANCHES, TRANSFORMERS, HeadPolicy
 from ..configs.sealed import Sealed
 from ..errors import ConfigError, PlanFileError
 from ..types import TileShape
+from .cache_runs import CacheRun
 from .cells import FIELDS, Cell, Floats, Place, Sample
+from .linear_table import LinearTable
 from .shape import Shape
 
 __all__ = ["Observations"]
@@ -67,6 +69,8 @@ class Observations:
         notes: things worth knowing.
         provenance: texts on where this comes from.
         shape: of one attention call; ``None`` in files of earlier versions.
+        caches: what step caches did in dense generations.
+        linears: what is known of Linears, if they were looked at.
     """
 
     candidates: tuple[HeadPolicy, ...]
@@ -84,6 +88,8 @@ class Observations:
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, str] = field(default_factory=dict)
     shape: Shape | None = None
+    caches: list[CacheRun] = field(default_factory=list)
+    linears: LinearTable | None = None
 
     @property
     def bins(self) -> int:
@@ -156,6 +162,8 @@ class Observations:
             },
             "steps": list(self.steps),
             **({} if self.shape is None else {"shape": self.shape.to_dict()}),
+            **({"caches": [run.to_dict() for run in self.caches]} if self.caches else {}),
+            **({} if self.linears is None else {"linears": self.linears.to_dict()}),
         }
         _FILE.write(path, meta, tensors)
 
@@ -204,7 +212,7 @@ def _code(place: Place) -> tuple[int, int, int, int]:
 
 
 def _from_parts(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> Observations:
-    take(meta, (*_META, "shape"), "its metadata")
+    take(meta, (*_META, "shape", "caches", "linears"), "its metadata")
     missing = [key for key in _META if key not in meta]
     if missing:
         raise PlanFileError(f"its metadata lacks {', '.join(missing)}; write it again")
@@ -250,6 +258,8 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> Observa
         notes=_texts(meta["notes"], "notes"),
         provenance=dict(zip(meta["provenance"], _texts(list(meta["provenance"].values()), "provenance"), strict=True)),
         shape=Shape.from_dict(meta["shape"]) if "shape" in meta else None,
+        caches=[CacheRun.from_dict(run) for run in meta.get("caches", [])],
+        linears=LinearTable.from_dict(meta["linears"], len(edges) - 1) if "linears" in meta else None,
     )
 
 

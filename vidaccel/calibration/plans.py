@@ -12,6 +12,7 @@ import numpy as np
 from ..configs.plan import LayerPolicy, Plan, Rule
 from ..errors import ConfigError
 from .cost import Costs
+from .linear_choice import LinearChoice, linear_choices, linear_plan_of, linear_saved
 from .observations import Observations
 from .solve import Frontier, Solution, Unit, frontier
 from .transfer import Transfer, transfer_of
@@ -53,13 +54,15 @@ class Choices:
     Args:
         seen: observations with weights.
         costs: seconds by policy, or ``None`` to choose by density alone; candidates without are not chosen.
-        by: what the budget limits.
+        by: what the budget limits. Linears are chosen with the heads where that is seconds that were measured, and stay
+            as they are by density, which does not count them.
+        linear: whether Linears are chosen at all, where the observations hold them.
 
     Raises:
         ConfigError: if something is missing: weights of a layer, or costs to choose by.
     """
 
-    def __init__(self, seen: Observations, costs: Costs | None, *, by: _BY = "density") -> None:
+    def __init__(self, seen: Observations, costs: Costs | None, *, by: _BY = "density", linear: bool = True) -> None:
         if not seen.cells:
             raise ConfigError("there are no observations to solve from; run vidaccel calibrate first")
         missing = [place for place in seen.places() if place not in seen.weight]
@@ -88,8 +91,11 @@ class Choices:
         self._seconds = None if costs is None else self._times(costs)
         cost = self._density if by == "density" else self._seconds
         assert cost is not None
+        measured = by == "seconds" and not self._predicted
+        self.linears: list[LinearChoice] = linear_choices(seen) if linear and measured else []
         self.frontier: Frontier = frontier(
-            [Unit(*parts, family) for parts in zip(self.places, self._error, cost, strict=True)]
+            [Unit(*parts, family) for parts in zip(self.places, self._error, cost, strict=True)],
+            [choice.unit() for choice in self.linears],
         )
 
     def _errors(self, place: tuple[int, str, int]) -> np.ndarray:
@@ -166,6 +172,11 @@ class Choices:
         return self.frontier.within(self.transfer.squares(error))
 
     @property
+    def all_calls(self) -> float:
+        """Self-attention calls of a dense generation."""
+        return self._all_calls
+
+    @property
     def dense_seconds(self) -> float:
         """Seconds of a dense generation."""
         if self._predicted:
@@ -201,12 +212,17 @@ class Choices:
             error=self.transfer.error(self.squares(solution)),
             density=self._sum(self._density, solution),
             attention=attention,
-            total=None if attention is None else self.other_seconds + attention,
+            total=None if attention is None else self.other_seconds + attention - self._saved(solution),
         )
 
     def squares(self, solution: Solution) -> float:
         """Squared errors of a solution, weighted and added: what is minimised."""
-        return self._sum(self._error, solution)
+        linears = sum(choice.error[pick] for choice, pick in zip(self.linears, solution.apart, strict=False))
+        return self._sum(self._error, solution) + linears
+
+    def _saved(self, solution: Solution) -> float:
+        """Seconds that 8-bit Linears save, of what a generation takes outside self-attention."""
+        return linear_saved(self.linears, solution.apart) if solution.apart else 0.0
 
     @staticmethod
     def _sum(tables: list[np.ndarray], solution: Solution) -> float:
@@ -226,4 +242,5 @@ class Choices:
             tile=self.seen.tile,
             fingerprint=self.seen.fingerprint,
             provenance=tuple({**self.seen.provenance, **provenance}.items()),
+            linear=linear_plan_of(self.linears, solution.apart) if solution.apart else None,
         )

@@ -88,11 +88,13 @@ class Solution:
         choices: for each unit, in order, int64 [H]: the candidate of each head.
         error: summed over all heads.
         cost: likewise; within the budget but for rounding (1e-9 of it).
+        apart: the candidates of the units that the caller wants apart, see :func:`frontier`.
     """
 
     choices: tuple[Ints, ...]
     error: float
     cost: float
+    apart: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +108,7 @@ class Frontier:
         slope: float64 [n - 1], error saved per cost from each vertex to the next, descending.
         step_unit: int64 [n - 1], which unit takes a step of its own front there.
         paths: the units' own fronts.
+        apart: how many of the last units are told apart.
     """
 
     units: tuple[Unit, ...]
@@ -114,6 +117,7 @@ class Frontier:
     slope: Floats
     step_unit: Ints
     paths: tuple[_Path, ...]
+    apart: int = 0
 
     def __len__(self) -> int:
         return len(self.cost)
@@ -164,17 +168,22 @@ class Frontier:
             heads = np.arange(len(chosen))
             error += float(unit.error[heads, chosen].sum())
             cost += float(unit.cost[heads, chosen].sum())
-        return Solution(tuple(choices), error, cost)
+        last = len(choices) - self.apart
+        return Solution(tuple(choices[:last]), error, cost, tuple(int(chosen[0]) for chosen in choices[last:]))
 
 
-def frontier(units: Sequence[Unit]) -> Frontier:
+def frontier(units: Sequence[Unit], apart: Sequence[Unit] = ()) -> Frontier:
     """The front of all units together.
+
+    Args:
+        apart: more units, of one head each, that are chosen with the others and told apart from them.
 
     Raises:
         ConfigError: if there are none.
     """
     if not units:
         raise ConfigError("there is nothing to choose: no unit was given; observe at least one layer")
+    units = (*units, *apart)
     paths = tuple(_path(unit) for unit in units)
     slope = np.concatenate([path.slope for path in paths])
     # stable: of equal slopes each unit's own steps stay in their order
@@ -189,6 +198,7 @@ def frontier(units: Sequence[Unit]) -> Frontier:
         slope=slope[order],
         step_unit=step_unit.astype(np.int64),
         paths=paths,
+        apart=len(apart),
     )
 
 

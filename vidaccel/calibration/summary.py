@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from .closed_loop import HeadCheck, rank_correlation
+from .linear_choice import linear_rows
 from .observations import Observations
-from .plans import Choices
+from .plans import Choices, Prediction
 from .running import must_run
 from .solve import Solution
 from .transfer import Transfer, transfer_of
@@ -42,6 +43,9 @@ def calibration_result(
         "costs": choices.costs_told,
         "notes": [*notes, *_on_errors(choices.transfer), *_on_costs(choices)],
     }
+    if choices.linears and solution.apart:
+        found["linears"] = linear_rows(choices.linears, solution.apart)
+        found["notes"] += _on_linears(found["linears"])
     if heads:
         found["prediction"] = [head.to_dict() for head in heads]
         rank = rank_correlation([head.predicted for head in heads], [head.measured for head in heads])
@@ -56,9 +60,11 @@ def front_points(choices: Choices) -> list[dict[str, float | None]]:
     return [choices.predict(choices.at(float(budget))).to_dict() for budget in budgets]
 
 
-def provenance(choices: Choices, solution: Solution, budget: str, command: str) -> dict[str, str]:
-    """Texts that go into the plan file."""
-    predicted = choices.predict(solution)
+def provenance(
+    choices: Choices, solution: Solution, budget: str, command: str, predicted: Prediction | None = None
+) -> dict[str, str]:
+    """Texts that go into the plan file; ``predicted`` where it is not that of the plan alone."""
+    predicted = choices.predict(solution) if predicted is None else predicted
     found = {
         "budget": budget,
         "command": command,
@@ -120,6 +126,20 @@ def _on_costs(choices: Choices) -> list[str]:
     return [
         f"no seconds were measured: they are predicted for {choices.costs.device} by the kernels' cost model, of"
         " self-attention alone, without choosing blocks and without making 8-bit copies; speed-ups likewise"
+    ]
+
+
+def _on_linears(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why Linears stay as they are where they do for their time."""
+    slower: dict[str, list[str]] = {}
+    for row in rows:
+        if row["seconds"] >= row["native_seconds"]:
+            slower.setdefault(row["precision"], []).append(
+                f"{row['kind']} {row['seconds'] / max(row['native_seconds'], 1e-12):.2g} times"
+            )
+    return [
+        f"{precision} Linears are slower than the model's own here ({', '.join(kinds)}), so those stay as they are"
+        for precision, kinds in slower.items()
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from ..pipelines.batch import Clip
 
 __all__ = ["Team", "about", "folder_for", "make_all"]
+
+
+#: Counter in the processes' common store: how many have come to their end.
+_THROUGH = "vidaccel/through"
+_LOOK_SECONDS = 0.5
 
 
 class Team:
@@ -36,8 +42,24 @@ class Team:
         self.share = Share(self._state.process_index, self._state.num_processes)
         self.device = asked if asked is not None or self.share.count == 1 else str(self._state.device)
 
+    def wait(self) -> None:
+        """Returns when every process has come here: where one ends with an error, launchers end the others at once."""
+        if self.share.count == 1:
+            return
+        from torch import distributed
+
+        # collectives give up after minutes, and the others may need hours; the launcher's own store has no such limit
+        store = distributed.distributed_c10d._get_default_store()
+        try:
+            there = store.add(_THROUGH, 1)
+            while there < self.share.count:
+                time.sleep(_LOOK_SECONDS)
+                there = store.add(_THROUGH, 0)
+        except distributed.DistError:
+            return  # who kept the store is gone, and does not wait either
+
     def close(self) -> None:
-        """Leaves the process group; no process waits for another."""
+        """Leaves the process group."""
         self._state.destroy_process_group()
 
 
@@ -70,19 +92,24 @@ def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None
     mine = team.share.of(clips)
     name = "clips.jsonl" if team.share.count == 1 else f"clips.{team.share.index}.jsonl"
     counts: dict[str, int] = {"made": 0, "found": 0, "failed": 0}
-    with (folder / name).open("a", encoding="utf-8") as log:
-        # a plan that cannot run as the user demands would fail for every prompt alike
-        for line in make_clips(mine, make, fatal=(StrictError,)):
-            counts[line["state"]] += 1
-            text = json.dumps(line, ensure_ascii=False)
-            typer.echo(text)
-            log.write(text + "\n")
-            log.flush()
+    try:
+        with (folder / name).open("a", encoding="utf-8") as log:
+            # a plan that cannot run as the user demands would fail for every prompt alike
+            for line in make_clips(mine, make, fatal=(StrictError,)):
+                counts[line["state"]] += 1
+                text = json.dumps(line, ensure_ascii=False)
+                typer.echo(text)
+                log.write(text + "\n")
+                log.flush()
+    except Exception:  # but not a user's interrupt
+        team.wait()
+        raise
     typer.echo(
         f"{len(mine)} of {len(clips)} prompts were for this process: {counts['made']} made, {counts['found']} there"
         f" before, {counts['failed']} failed; {folder / name}",
         err=True,
     )
+    team.wait()
     if counts["failed"]:
         raise ConfigError(
             f"{counts['failed']} of {len(mine)} clips failed, as {folder / name} says; run the same command again to"

@@ -14,6 +14,8 @@ from . import options as opt
 from .calibration_tables import print_result
 from .command import command_line, now
 from .inputs import Inputs
+from .joint import CacheList, choose_jointly, with_calls
+from .linears import LinearWord, check_combination, precisions
 from .progress import Progress
 from .validation import Validation
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _EFFORT = "Effort"
 #: Validation runs have other seeds than those that were watched.
 _OTHER_SEED = 1000
+#: Prompts on which step caches are measured.
+_CACHE_PROMPTS = 2
 
 
 def calibrate(
@@ -82,6 +86,8 @@ def calibrate(
         int, typer.Option(min=0, help="Heads whose prediction is checked alone.", rich_help_panel=_EFFORT)
     ] = 0,
     target_gpu: bud.Gpu = None,
+    caches: CacheList = None,
+    linear: LinearWord = None,
     seed: opt.Seed = 0,
     negative_prompt: opt.NegativePrompt = None,
     height: opt.Height = None,
@@ -108,6 +114,7 @@ def calibrate(
         raise ConfigError("--psnr is found by validation runs, but --validate is 0; give at least 1")
     if output.suffix.lower() != ".safetensors":
         raise ConfigError(f"the plan {output} does not end in .safetensors; name it {output.stem}.safetensors")
+    check_combination(linear, budget, target_gpu, caches)
     kept = output.with_suffix(".observations.safetensors") if state is None else state
     opt.check_outputs(output, kept, html, json)
     inputs = Inputs.read(context)
@@ -119,6 +126,7 @@ def calibrate(
     ready = inputs.open()
     pipe = ready.opened.pipe
     from .. import report
+    from ..calibration.cache_measure import caches_for, measure_caches, measured_figures
     from ..calibration.calibrate import STANDING_DENSITIES, Calibrator, Effort
     from ..calibration.closed_loop import check_heads as check
     from ..calibration.plans import Choices
@@ -131,34 +139,62 @@ def calibrate(
     minutes = float("inf") if max_minutes is None else max_minutes
     effort = Effort(
         bins, tiles=tiles, probes=probes, everywhere=whole_probes, max_minutes=minutes,
-        kept_back=0.25 if validate or check_heads else 0.0,
+        kept_back=(0.25 if validate or check_heads else 0.0) + (0.2 if caches is not None else 0.0),
     )  # fmt: skip
+    stepping, unfit = ((), {}) if caches is None else caches_for(pipe, caches)
+    eight_bits = precisions(linear, pipe)
     with Progress(STANDING_DENSITIES) as progress:
         requests = ready.requests(seed)
-        run = Calibrator(pipe, requests, chosen, kept, effort=effort, tell=progress.tell, target=target)
+        run = Calibrator(
+            pipe, requests, chosen, kept, effort=effort, tell=progress.tell, target=target, linear=eight_bits
+        )
         for policy, reason in run.dropped.items():
             progress.say(f"not a candidate: {policy} ({reason})")
+        for cache, reason in unfit.items():
+            progress.say(f"not a step cache for this model: {cache} ({reason})")
         if target is None:
             costs = run.time(budget_seconds=min(45.0, 6.0 * minutes))
-            progress.say(_ceiling(run, costs, budget))
+            progress.say(_ceiling(run, costs, None if set(stepping) - {"none"} or eight_bits else budget))
         progress.watch(run.standing)
         run.observe()
         if target is not None:  # some times depend on the densities that were seen
             costs = run.time()
+        if eight_bits:
+            run.time_linears(budget_seconds=min(45.0, 6.0 * minutes))
         run.perturb()
-        choices = Choices(run.seen, costs, by=budget.by)
+        choices = Choices(run.seen, costs, by=budget.by, linear=bool(eight_bits))
         checks = Validation(
             pipe, ready.requests(seed + _OTHER_SEED, validate) if validate else [],
             seconds=run.survey.total, left=run.left, tell=progress.tell,
         )  # fmt: skip
-        if budget.kind == "psnr":
+        joint = None
+        if stepping:
+            later = 2 * min(validate, 1) + 1
+            checks.notes += measure_caches(
+                pipe, run.seen, requests[:_CACHE_PROMPTS], stepping,
+                save=lambda: run.seen.save(kept), tell=progress.tell,
+                time_for=lambda count: checks.time_for(count + later),
+            )  # fmt: skip
+            measured_caches, more = measured_figures(run.seen, stepping)
+            checks.notes += more
+
+            def means(runs: Sequence[Pair]) -> dict[str, Any]:
+                found = _measured("trial", runs, predicted=target is not None)[1]
+                return with_calls(found, runs, choices.all_calls)
+
+            joint = choose_jointly(choices, measured_caches, budget, checks, means)
+            solution, pairs = joint.pair.solution, joint.runs
+            checks.notes += [joint.note] if joint.note else []
+        elif budget.kind == "psnr":
             solution, pairs = _for_psnr(choices, checks, budget.value)
         else:
             solution = budget.solve(choices)
-        origin = provenance(choices, solution, str(budget), command_line(prompts=False))
-        plan = choices.plan(solution, output.stem, origin)
+        predicted = None if joint is None else joint.pair.predicted
+        origin = provenance(choices, solution, str(budget), command_line(prompts=False), predicted)
+        making = choices if joint is None else joint.pair.pairing
+        plan = making.plan(solution, output.stem, origin)
         save_plan(plan, output)
-        if budget.kind != "psnr":
+        if joint is None and budget.kind != "psnr":
             pairs = checks.run(plan)
         heads = []
         if check_heads:
@@ -169,10 +205,16 @@ def calibrate(
     found = calibration_result(choices, solution, heads=heads, notes=[*run.advice(), *checks.notes])
     result: dict[str, Any] = {"model": ready.opened.name, "machine": opt.machine()}
     result |= {"command": command_line(), "created": now(), "plan": plan.name, "calibration": found}
+    if joint is not None:
+        found |= {"predicted": joint.pair.predicted.to_dict(), "chosen": joint.pair.predicted.to_dict()}
+        found |= {"caches": joint.told, "cache": plan.cache}
     if pairs:
         comparison, measured, errors = _measured(plan.name, pairs, predicted=target is not None)
         result |= comparison
-        add_measured(found, choices, solution, measured, errors)
+        if plan.cache is None:
+            add_measured(found, choices, solution, measured, errors)
+        else:  # what these runs say is of both, so predictions of plans alone are not fitted to it
+            found["measured"] = with_calls(measured, pairs, choices.all_calls)
         run.seen.save(kept)
     print_result(found)
     if json is not None:
@@ -189,8 +231,8 @@ def calibrate(
     typer.echo(f"kept: {kept} (vidaccel solve makes other plans of it in seconds)")
 
 
-def _ceiling(run: Calibrator, costs: Costs, budget: bud.Budget) -> str:
-    """The most that can be won, in words.
+def _ceiling(run: Calibrator, costs: Costs, budget: bud.Budget | None) -> str:
+    """The most that plans can win, in words; with step caches or Linears it is no bound, and no budget is held to it.
 
     Raises:
         ConfigError: if the budget asks for more.
@@ -198,6 +240,8 @@ def _ceiling(run: Calibrator, costs: Costs, budget: bud.Budget) -> str:
     from ..calibration.predicted import WORTH_IT, ceiling, say_ceiling
 
     times = run.survey.total, run.survey.attention, costs.best_ratio
+    if budget is None:
+        return say_ceiling(*times)
     wanted = {"speedup": budget.value, "seconds": run.survey.total / max(budget.value, 1e-9)}.get(budget.kind)
     if wanted is not None and ceiling(*times) < max(wanted, WORTH_IT):
         raise ConfigError(

@@ -7,7 +7,9 @@ from typing import Any
 
 import typer
 
-__all__ = ["front_table", "print_result"]
+from .linears import linear_table
+
+__all__ = ["cache_table", "front_table", "print_result"]
 
 
 def print_result(found: Mapping[str, Any]) -> None:
@@ -29,6 +31,10 @@ def print_result(found: Mapping[str, Any]) -> None:
         table.add_row("the same, prediction fitted to these runs too", _figure(after), _figure(measured.get("error")))
     table.add_row("PSNR, dB", "", _figure((measured.get("psnr") or {}).get("mean")))
     Console().print(table, front_table(found["front"], found["costs"]["seconds"]))
+    if "linears" in found:
+        Console().print(linear_table(found["linears"]))
+    if "caches" in found:
+        Console().print(cache_table(found["caches"]))
     if found.get("rank_correlation") is not None:
         typer.echo(f"rank correlation of predicted and measured error over heads: {found['rank_correlation']:.3f}")
     for note in found["notes"]:
@@ -44,6 +50,25 @@ def front_table(front: Sequence[Mapping[str, float | None]], seconds: str = "sec
         table.add_column(name, justify="right")
     for point in (front[i] for i in sorted({round(n * (len(front) - 1) / 9) for n in range(10)})):
         table.add_row(*(_figure(point[name]) for name in ("density", "seconds", "error")))
+    return table
+
+
+def cache_table(caches: Mapping[str, Any]) -> Any:
+    """Step caches and the best plan beside each, predicted and measured, of :func:`.caching.told`."""
+    from rich.table import Table
+
+    alone = {one["cache"]: one for one in caches["alone"]}
+    table = Table(title="step caches, each with its best plan; the chosen one is marked *")
+    table.add_column("cache", no_wrap=True)
+    for name in ("alone: error", "seconds / dense", "calls", "with plan: error", "measured", "seconds", "measured"):
+        table.add_column(name, justify="right")
+    for pair in caches["pairs"]:
+        own, predicted, measured = alone.get(pair["cache"], {}), pair["predicted"], pair["measured"] or {}
+        cells = [own.get("error"), own.get("seconds"), own.get("calls"), predicted["error"], measured.get("error")]
+        cells += [predicted["seconds"], measured.get("seconds")]
+        table.add_row(pair["cache"] + (" *" if pair["chosen"] else ""), *map(_figure, cells))
+    for cache, reason in caches["left_out"].items():
+        typer.echo(f"step cache {cache} left out: {reason}")
     return table
 
 

@@ -54,6 +54,7 @@ def compare(
     allow_mismatch: opt.AllowMismatch = False,
     weights: opt.WeightFiles = None,
     cache: opt.StepCache = None,
+    linear: opt.Linear = None,
     negative_prompt: opt.NegativePrompt = None,
     height: opt.Height = None,
     width: opt.Width = None,
@@ -83,8 +84,8 @@ def compare(
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"the page {html} does not end in .html; name it {html.stem}.html")
     texts = read_prompts(prompts, prompt or (), limit)
-    chosen = opt.read_plan(plan)
-    trained, stepping = opt.read_weight_files(weights), opt.read_cache(cache)
+    chosen, stepping = opt.read_cache(cache, opt.read_linear(linear, opt.read_plan(plan)))
+    trained = opt.read_weight_files(weights)
     picture = opt.read_image(image)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
     from rich.console import Console
@@ -114,7 +115,8 @@ def compare(
         if html is not None and len(clips) < html_videos:
             videos = (pair.dense.frames, pair.planned.frames)
             clips.append(report.clip_of(pair.request.prompt, chosen.name, *videos, opened.fps))
-        settings = {**pair.dense.settings, "cache": cache}
+        settings = {**pair.dense.settings, "cache": chosen.cache if stepping is None else str(stepping)}
+        settings["linear"] = None if chosen.linear is None else str(chosen.linear)
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
     notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
     result = {

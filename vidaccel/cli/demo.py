@@ -17,7 +17,10 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The accelerated video; the dense one is beside it.")
     ] = Path("outputs/demo.mp4"),
-    plan: opt.PlanName = opt.DEFAULT_PLAN,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="Preset name or plan file [default: the plan calibrated for the small model]."),
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="What to show [default: one the small model knows].")] = None,
     seed: opt.Seed = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Times each is run; the fastest counts.")] = 2,
@@ -38,13 +41,14 @@ def demo(
     sheet, beside = output.with_suffix(".png"), output.with_suffix(".json")
     for path in (output, dense_path, sheet, beside):
         check_writable(path)
-    chosen = opt.read_plan(plan)
+    from ..pipelines.demo import DEMO_PLAN, PROMPTS
+
+    chosen = opt.read_plan(str(DEMO_PLAN) if plan is None else plan)
     typer.echo("loading the small model", err=True)
     opened = opt.open_pipeline(None, dtype=None, device=None)
     from rich.console import Console
 
     from .. import quality, report
-    from ..pipelines.demo import PROMPTS
     from ..pipelines.generate import Request
 
     request = Request(PROMPTS[0] if prompt is None else prompt, seed, dict(opened.defaults))

@@ -1,4 +1,4 @@
-"""``vidaccel doctor``: what this machine is, which kernels can run on it, and why the others cannot."""
+"""``vidaccel doctor``: what this machine is, which kernels and 8-bit Linears run on it, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEAD_DIM = 128  # of Wan, HunyuanVideo and most others
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show the device, versions, and which attention kernels can run here, and why the others cannot."""
+    """Show the device, versions, and which attention kernels and 8-bit Linears can run here, and why not."""
     import json as codec
 
     from ..device import default_dtype, device_info
@@ -24,7 +24,8 @@ def doctor(
     kernels = _kernels(info.default_device, dtype)
     used = {"device": info.default_device, "dtype": str(dtype).removeprefix("torch."), "head_dim": _HEAD_DIM}
     if json:
-        typer.echo(codec.dumps({**info.to_dict(), "default": used, "kernels": kernels}, indent=2))
+        linear = _linear(info.default_device)
+        typer.echo(codec.dumps({**info.to_dict(), "default": used, "kernels": kernels, "linear": linear}, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
@@ -53,6 +54,20 @@ def doctor(
         table.add_row(row["kernel"], row["precision"], "yes" if row["why_not"] is None else f"no: {row['why_not']}")
     table.caption = "The first kernel that runs is used; reference is the slow oracle, used only when named."
     console.print(table)
+
+    linears = Table(title=f"Linear layers in 8 bits for {used['device']} (--linear)")
+    for heading in ("precision", "runs here"):
+        linears.add_column(heading, overflow="fold")
+    for precision, reason in _linear(info.default_device).items():
+        linears.add_row(precision, "yes" if reason is None else f"no: {reason}")
+    console.print(linears)
+
+
+def _linear(device: str) -> dict[str, str | None]:
+    """Every 8-bit precision of Linears, and why it cannot run, or ``None``."""
+    from ..linear.support import why_not_table
+
+    return why_not_table(device)
 
 
 def _kernels(device: str, dtype: Any) -> list[dict[str, str | None]]:

@@ -50,6 +50,7 @@ def generate(
     allow_mismatch: opt.AllowMismatch = False,
     weights: opt.WeightFiles = None,
     cache: opt.StepCache = None,
+    linear: opt.Linear = None,
     negative_prompt: opt.NegativePrompt = None,
     height: opt.Height = None,
     width: opt.Width = None,
@@ -84,8 +85,8 @@ def generate(
     else:
         target = check_writable(check_video_path(Path("out.mp4") if output is None else output))
         check_writable(target.with_suffix(".json"))
-    chosen = opt.read_plan(plan)
-    trained, stepping = opt.read_weight_files(weights), opt.read_cache(cache)
+    chosen, stepping = opt.read_cache(cache, opt.read_linear(linear, opt.read_plan(plan)))
+    trained = opt.read_weight_files(weights)
     picture = opt.read_image(image)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
     from ..pipelines.generate import Request
@@ -141,7 +142,8 @@ class _Work:
         notes = self._notes(made, request, report)
         write_video(target, made.frames, self.fps)
         content = {"file": target.name, "fps": self.fps, "plan": self.plan.name, "model": self.opened.name}
-        content |= {"cache": None if self.cache is None else str(self.cache)}
+        content |= {"cache": self.plan.cache if self.cache is None else str(self.cache)}
+        content |= {"linear": None if self.plan.linear is None else str(self.plan.linear)}
         content |= {**made.settings, "seconds": made.seconds, "notes": notes, "report": report.to_dict()}
         beside = target.with_suffix(".json")
         write_json(beside, {**content, "machine": opt.machine(), **more})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +78,15 @@ StepCache = Annotated[
     str | None,
     typer.Option(
         "--cache", metavar="NAME[:VALUE]", help="A step cache of diffusers beside the plan: first-block:0.08,"
-        " taylorseer:5, pab:2 or mag:RATIOS.json.", rich_help_panel=PLAN,
+        " taylorseer:5, pab:2, faster:2, sea:0.25 or mag:RATIOS.json; none for none [default: the plan's].",
+        rich_help_panel=PLAN,
+    ),
+]  # fmt: skip
+Linear = Annotated[
+    str | None,
+    typer.Option(
+        "--linear", metavar="PRECISION", help="Linear layers of the blocks in int8 or fp8, by torchao; none for none"
+        " [default: the plan's].", rich_help_panel=PLAN,
     ),
 ]  # fmt: skip
 
@@ -113,11 +121,18 @@ def read_plan(name: str) -> Plan:
     return resolve_plan(name)
 
 
-def read_cache(text: str | None) -> Cache | None:
-    """The cache of ``--cache``."""
-    from ..pipelines.caches import Cache
+def read_cache(text: str | None, plan: Plan) -> tuple[Plan, Cache | None]:
+    """The plan, and the cache of ``--cache``; where that is given, the plan has none of its own any more."""
+    from ..pipelines.caches import read_cache as read
 
-    return None if text is None else Cache.parse(text)
+    return (plan, None) if text is None else (replace(plan, cache=None), read(text))
+
+
+def read_linear(text: str | None, plan: Plan) -> Plan:
+    """The plan with the Linears of ``--linear``, where that is given."""
+    from ..configs.linear import linear_plan
+
+    return plan if text is None else replace(plan, linear=linear_plan(text))
 
 
 def read_weight_files(texts: Sequence[str] | None) -> str | dict[str, str] | None:

@@ -10,8 +10,9 @@ import typer
 from ..errors import ConfigError
 from . import budget as bud
 from . import options as opt
-from .calibration_tables import front_table
+from .calibration_tables import cache_table, front_table
 from .command import command_line
+from .joint import CacheList
 
 
 def solve(
@@ -27,6 +28,7 @@ def solve(
     density: bud.Density = None,
     max_error: bud.MaxError = None,
     gpu: bud.Gpu = None,
+    caches: CacheList = None,
 ) -> None:
     """Solve stored observations for a budget: another plan in seconds. Without a budget, show the whole front."""
     from ..files import write_json
@@ -36,10 +38,12 @@ def solve(
     wanted = any(value is not None for value in given.values())
     if output is not None and output.suffix.lower() != ".safetensors":
         raise ConfigError(f"the plan {output} does not end in .safetensors; name it {output.stem}.safetensors")
-    if output is not None or wanted:
+    if output is not None or wanted or caches is not None:
         budget = bud.one_budget(**given)
     from rich.console import Console
 
+    from ..calibration.cache_measure import stored_figures
+    from ..calibration.caching import Pairing, best_pairs, told
     from ..calibration.cost import Costs
     from ..calibration.observations import Observations
     from ..calibration.plans import Choices
@@ -60,17 +64,30 @@ def solve(
             write_json(json, {"front": front, "costs": choices.costs_told})
             typer.echo(f"written: {json}")
         return
-    choices = Choices(seen, costs, by=budget.by)
-    solution = budget.solve(choices)
-    predicted = choices.predict(solution)
+    # Linears and step caches are not chosen together, as in vidaccel calibrate
+    choices = Choices(seen, costs, by=budget.by, linear=caches is None)
+    if caches is None:
+        making: Choices | Pairing = choices
+        solution, joint = budget.solve(choices), None
+        predicted = choices.predict(solution)
+    else:
+        measured = stored_figures(seen, caches)
+        pairs, reasons = best_pairs(choices, measured, budget.kind, budget.value)
+        making, solution, predicted = pairs[0].pairing, pairs[0].solution, pairs[0].predicted
+        joint = told(measured, pairs, pairs[0], reasons)
+        Console().print(cache_table(joint))
     times = ""
     if predicted.total is not None:
         times = f", {predicted.total:.3g} of {choices.dense_seconds:.3g} {choices.costs_told['seconds']}"
     typer.echo(f"{budget}: density {predicted.density:.3f}{times}, predicted latent error {predicted.error:.3g}")
     if json is not None:
-        write_json(json, calibration_result(choices, solution))
+        found = calibration_result(choices, solution)
+        if joint is not None:
+            found |= {"predicted": predicted.to_dict(), "chosen": predicted.to_dict(), "caches": joint}
+        write_json(json, found)
         typer.echo(f"written: {json}")
     if output is not None:
         command = command_line(prompts=False)
-        save_plan(choices.plan(solution, output.stem, provenance(choices, solution, str(budget), command)), output)
+        origin = provenance(choices, solution, str(budget), command, predicted)
+        save_plan(making.plan(solution, output.stem, origin), output)
         typer.echo(f"written: {output}")

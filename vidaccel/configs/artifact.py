@@ -1,7 +1,8 @@
 """A plan in one ``.safetensors`` file.
 
-Metadata key ``vidaccel`` holds JSON: format version, name, tile, fingerprint, provenance, a palette of distinct head
-policies, and a SHA-256 of everything. The rules are tensors (R rules):
+Metadata key ``vidaccel`` holds JSON: format version, name, tile, fingerprint, provenance, the step cache and
+the precisions of Linears if there are any, a palette of distinct head policies, and a SHA-256 of everything. The rules
+are tensors (R rules):
 
 ====================  =======  ==========================================================================
 ``noise``             [R, 2]   float64, bounds (low, high]
@@ -26,6 +27,7 @@ import numpy as np
 from ..errors import PlanFileError
 from .codec import policy_from_data, policy_to_data, take, tile_from_data
 from .fingerprint import Fingerprint
+from .linear import linear_from_data, linear_to_data
 from .plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
 from .sealed import Sealed
 
@@ -51,6 +53,7 @@ _FILE = Sealed(
     max_bytes=2 << 20,
 )
 _META_KEYS = ("name", "tile", "fingerprint", "provenance", "palette")
+_OPTIONAL_KEYS = ("cache", "linear")
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
@@ -68,6 +71,10 @@ def save_plan(plan: Plan, path: str | Path) -> None:
         "provenance": dict(plan.provenance),
         "palette": [policy_to_data(policy) for policy in palette],
     }
+    if plan.cache is not None:
+        meta["cache"] = plan.cache
+    if plan.linear is not None:
+        meta["linear"] = linear_to_data(plan.linear)
     _FILE.write(path, meta, tensors)
 
 
@@ -77,7 +84,9 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         PlanFileError: if the file is missing, truncated, damaged, not a plan, or of another format version.
     """
-    return _FILE.load(path, lambda meta, tensors: _to_plan(take(meta, _META_KEYS, "its metadata"), tensors))
+    return _FILE.load(
+        path, lambda meta, tensors: _to_plan(take(meta, (*_META_KEYS, *_OPTIONAL_KEYS), "its metadata"), tensors)
+    )
 
 
 def _to_tensors(plan: Plan) -> tuple[dict[str, np.ndarray], list[HeadPolicy]]:
@@ -134,6 +143,8 @@ def _to_plan(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> Plan:
         tile=tile_from_data(meta["tile"]),
         fingerprint=None if fingerprint is None else Fingerprint.from_data(fingerprint),
         provenance=tuple(meta["provenance"].items()),
+        cache=meta.get("cache"),
+        linear=linear_from_data(meta.get("linear")),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..types import TileShape
 from .fingerprint import Fingerprint
+from .linear import linear_from_data, linear_to_data
 from .pattern_spec import CompensationSpec, PatternSpec
 from .plan import HeadPolicy, LayerPolicy, Plan, Rule
 
@@ -19,7 +20,7 @@ __all__ = ["plan_from_data", "plan_to_data", "policy_from_data", "policy_to_data
 
 _POLICY_KEYS = ("pattern", "precision", "compensation", "skip")
 _RULE_KEYS = ("noise", "transformer", "layers", "branch", "heads", *_POLICY_KEYS)
-_PLAN_KEYS = ("name", "summary", "source", "tile", "rules", "fingerprint", "provenance")
+_PLAN_KEYS = ("name", "summary", "source", "tile", "rules", "fingerprint", "provenance", "cache", "linear")
 
 
 def take(data: object, valid: Sequence[str], what: str) -> dict[str, Any]:
@@ -72,6 +73,10 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     data: dict[str, Any] = {"name": plan.name}
     if plan.tile is not None:
         data["tile"] = list(plan.tile)
+    if plan.cache is not None:
+        data["cache"] = plan.cache
+    if plan.linear is not None:
+        data["linear"] = linear_to_data(plan.linear)
     if plan.fingerprint is not None:
         data["fingerprint"] = plan.fingerprint.to_data()
     if plan.provenance:
@@ -103,6 +108,8 @@ def plan_from_data(data: object) -> Plan:
         tile=tile_from_data(given.get("tile")),
         fingerprint=None if fingerprint is None else Fingerprint.from_data(fingerprint),
         provenance=tuple({**provenance, **about}.items()),
+        cache=given.get("cache"),
+        linear=linear_from_data(given.get("linear")),
     )
 
 

@@ -20,9 +20,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..types import PRECISIONS, TileShape
+from ..types import PRECISIONS, TRANSFORMERS, TileShape
 from .fingerprint import Fingerprint
+from .linear import LinearPlan
 from .pattern_spec import CompensationSpec, PatternSpec
+from .step_cache import plan_cache
 
 __all__ = [
     "BRANCHES",
@@ -36,8 +38,6 @@ __all__ = [
     "Rule",
 ]
 
-#: The pipeline components a rule may name.
-TRANSFORMERS = ("transformer", "transformer_2")
 #: The two passes of classifier-free guidance.
 BRANCHES = ("cond", "uncond")
 
@@ -259,9 +259,12 @@ class Plan:
         tile: the tile shape the patterns were chosen for, or ``None`` for the one that wastes least.
         fingerprint: what the plan was made for, or ``None`` if it fits any model.
         provenance: (key, text) pairs on where the plan comes from; kept sorted.
+        cache: a step cache of diffusers that runs beside the plan, as ``--cache`` takes it (``first-block:0.08``), or
+            ``None``.
+        linear: which Linear layers are computed in 8 bits, or ``None`` for none.
 
     Raises:
-        ConfigError: if a field has the wrong type.
+        ConfigError: if a field has the wrong type, or there is no such cache.
     """
 
     name: str
@@ -269,6 +272,8 @@ class Plan:
     tile: TileShape | None = None
     fingerprint: Fingerprint | None = None
     provenance: tuple[tuple[str, str], ...] = ()
+    cache: str | None = None
+    linear: LinearPlan | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -286,6 +291,9 @@ class Plan:
             if not isinstance(key, str) or not isinstance(text, str):
                 raise ConfigError(f"Plan.provenance holds {key!r}: {text!r}; keys and values must be text")
         object.__setattr__(self, "provenance", tuple(sorted(pairs.items())))
+        object.__setattr__(self, "cache", plan_cache(self.cache))
+        if self.linear is not None and not isinstance(self.linear, LinearPlan):
+            raise ConfigError(f"Plan.linear is {self.linear!r:.80}; give a LinearPlan or None")
 
     @staticmethod
     def dense() -> Plan:

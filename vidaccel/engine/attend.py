@@ -88,7 +88,7 @@ def _guarded(
     """The sparse output, or the dense one where the guard objects."""
     site.watch.start(site.session.guard)
     out, density = _sparse(site, work, q, k, v, hidden)
-    wrong = what_is_wrong(out, v)
+    wrong = what_is_wrong(out, v, site.first_head)
     if wrong is not None:
         return _after_guard(site, q, k, v, mask, wrong)
     names = "+".join(dict.fromkeys(kernel.name for one in work for kernel, _ in one.groups))
@@ -143,7 +143,8 @@ def _decide(
     planned = session.policy(state.moment, state.name, site.layer)
     if planned.is_dense:
         return [], None
-    excluded, policy = site.watch.reason(session.guard), site.watch.policy(planned, q.shape[2])
+    heads = q.shape[2] if site.share is None else site.share.total
+    excluded, policy = site.watch.reason(session.guard), site.watch.policy(planned, heads)
     if policy.is_dense:
         return [], excluded
     if state.grid is None:
@@ -160,7 +161,7 @@ def _decide(
         if isinstance(sequence, str):
             return [], sequence
         one = Work(part, sequence, [])
-        for group in session.groups(policy, q.shape[2], sequence.layout(q.device)):
+        for group in session.groups(policy, heads, sequence.layout(q.device), site.share):
             kernel, group, reason = _kernel(session, group, q)
             if reason is not None:
                 reasons[reason] = None
@@ -288,7 +289,7 @@ def _after_guard(
     site.session.say_once(f"guard: {wrong} at {where}; that call ran dense")
     site.memories.clear()  # what the call left behind may be as bad
     out = site.run_dense(q, k, v, mask)
-    still = what_is_wrong(out, v)
+    still = what_is_wrong(out, v, site.first_head)
     if still is not None:
         # the input was bad already: attention cannot mend it, but nobody should blame the sparse kernel
         message = f"{where}: dense attention gives {still} too, so the input of this layer is at fault"

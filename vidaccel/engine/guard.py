@@ -105,7 +105,7 @@ def check_heads(guard: Guard, watch: HeadWatch, heads: Heads, out: torch.Tensor)
     """Compares some rows of an output [B,S,H,D] in layout order with exact attention, and mends what is wrong.
 
     Returns:
-        The errors of the heads that exceed the limit; their part of ``out`` is exact now.
+        The errors of the heads that exceed the limit, by number in the layer; their part of ``out`` is exact now.
         Heads whose output or exact output is not finite are left to :func:`what_is_wrong`.
     """
     layout = heads.layout
@@ -118,7 +118,7 @@ def check_heads(guard: Guard, watch: HeadWatch, heads: Heads, out: torch.Tensor)
     if found:
         which = torch.tensor(sorted(found), device=out.device)
         out.index_copy_(2, which, _exact(heads.only(which), None).to(out.dtype))
-    return found
+    return {heads.members[place]: error for place, error in found.items()}
 
 
 def _exact(heads: Heads, rows: torch.Tensor | None) -> torch.Tensor:
@@ -138,7 +138,7 @@ def bounded(x: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).clamp(-_LARGEST, _LARGEST)
 
 
-def what_is_wrong(out: torch.Tensor, v: torch.Tensor) -> str | None:
+def what_is_wrong(out: torch.Tensor, v: torch.Tensor, first: int = 0) -> str | None:
     """Why an attention output cannot be right, or ``None``.
 
     A flat head is only wrong when its values differ from token to token: attention over constant values is constant.
@@ -148,6 +148,7 @@ def what_is_wrong(out: torch.Tensor, v: torch.Tensor) -> str | None:
     Args:
         out: attention output [B, S, H, D].
         v: the values it was computed from, same shape.
+        first: number in the layer of the first head.
 
     Returns:
         one phrase that names the first head concerned.
@@ -157,15 +158,15 @@ def what_is_wrong(out: torch.Tensor, v: torch.Tensor) -> str | None:
     finite = torch.isfinite(out).all(dim=-1).all(dim=1)
     if not bool(finite.all()):
         batch, head = (~finite).nonzero()[0].tolist()
-        return f"non-finite output in head {head} of batch entry {batch}"
+        return f"non-finite output in head {first + head} of batch entry {batch}"
     huge = (out.abs() > _HUGE).any(dim=-1).any(dim=1)
     if bool(huge.any()):
         batch, head = huge.nonzero()[0].tolist()
-        return f"output above {_HUGE:g} in head {head} of batch entry {batch}"
+        return f"output above {_HUGE:g} in head {first + head} of batch entry {batch}"
     wrong = _flat(out) & ~_flat(v)
     if out.shape[1] > 1 and bool(wrong.any()):
         batch, head = wrong.nonzero()[0].tolist()
-        return f"flat output in head {head} of batch entry {batch}"
+        return f"flat output in head {first + head} of batch entry {batch}"
     return None
 
 

@@ -51,7 +51,7 @@ class Attention:
         kernel: name of the kernel to use, or ``None`` for the best one that can run.
 
     Raises:
-        ConfigError: if the plan is not valid, or follows the outputs of a whole model.
+        ConfigError: if the plan is not valid, follows the outputs of a whole model, or has a step cache.
     """
 
     def __init__(self, plan: str | Path | Plan, *, strict: bool = False, kernel: str | None = None) -> None:
@@ -61,6 +61,11 @@ class Attention:
             raise ConfigError(
                 f"plan {resolved.name!r} follows how the model's outputs change from step to step, which attention"
                 " calls do not show; patch a pipeline with it, or give another plan"
+            )
+        if resolved.cache is not None:
+            raise ConfigError(
+                f"plan {resolved.name!r} has the step cache {resolved.cache}, which skips blocks of a whole model;"
+                " patch a pipeline with it, or set Plan.cache to None"
             )
         self._session = Session(resolved, Clock(lambda: None), strict=strict, kernel=kernel)
         self._states: dict[str, TransformerState] = {}

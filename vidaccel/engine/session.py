@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,11 +19,14 @@ from ..layout import TokenLayout
 from ..types import Precision, TileShape, VideoGrid
 from .clock import Clock, Moment
 from .guard import Guard
-from .prepare import HeadGroup, prepare
+from .prepare import HeadGroup, HeadShare, prepare
 from .sequence import Part, Sequence, padding_of, parts_of
 from .site import AttentionSite, DenseAttention, Observer
 from .stats import LayerStats, Report
 from .trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from .parallel import Ranks
 
 __all__ = ["Session", "TransformerState"]
 
@@ -44,6 +47,7 @@ class TransformerState:
             that each layer permutes for itself.
         joint: whether other tokens share the sequence with the video.
         before: how many of them precede it; ``None`` for all.
+        ranks: the processes that share the sequence of this pass, if they do.
         padding: what :meth:`parts` found in this pass, by mask.
         trajectory: its outputs of before, if the plan asks for them.
     """
@@ -56,6 +60,7 @@ class TransformerState:
     dense_reason: str | None = None
     joint: bool = False
     before: int | None = 0
+    ranks: Ranks | None = None
     padding: dict[Any, tuple[torch.Tensor, tuple[Part, ...] | str]] = field(default_factory=dict)
     trajectory: Trajectory = field(default_factory=Trajectory)
 
@@ -129,9 +134,11 @@ class Session:
         self.observed_tile: TileShape | None = None
         self.sites: list[AttentionSite] = []
         self.not_patched: list[dict[str, str]] = []
+        #: What became of Linears that the plan wants in 8 bits, see :class:`Report`.
+        self.linear: list[dict[str, Any]] = []
         self.kernels: dict[KernelRequest, tuple[Kernel | None, Precision, str | None]] = {}
         self._policies: dict[tuple[int, str, int, str | None], LayerPolicy] = {}
-        self._groups: dict[tuple[LayerPolicy, int, TokenLayout], tuple[HeadGroup, ...]] = {}
+        self._groups: dict[tuple[LayerPolicy, int, TokenLayout, HeadShare | None], tuple[HeadGroup, ...]] = {}
         self._grids: set[VideoGrid] = set()
         self._said: dict[str, None] = {}
         self._undo: list[Callable[[], Any]] = []
@@ -144,7 +151,7 @@ class Session:
 
     def report(self) -> Report:
         """What ran since patching or :meth:`reset_stats`: density, seconds and fallbacks per layer."""
-        return Report.of(self.plan.name, [s.stats for s in self.sites], self.not_patched, list(self._said))
+        return Report.of(self.plan.name, [s.stats for s in self.sites], self.not_patched, list(self._said), self.linear)
 
     def reset_stats(self) -> None:
         """Starts all counters anew."""
@@ -175,7 +182,14 @@ class Session:
         return site
 
     def enter(
-        self, state: TransformerState, moment: Moment, grid: VideoGrid | str, *, tiled: bool, before: int | None = 0
+        self,
+        state: TransformerState,
+        moment: Moment,
+        grid: VideoGrid | str,
+        *,
+        tiled: bool,
+        before: int | None = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         """Starts a forward pass.
 
@@ -183,11 +197,12 @@ class Session:
             grid: the token grid, or one sentence on why it is unknown.
             tiled: whether the patcher reorders the tokens once for this pass.
             before: how many tokens that are not video precede it in the layers' sequence; ``None`` for all of them.
+            ranks: the processes that share that sequence, if they do; then nothing may be tiled.
 
         Raises:
             PlanMismatchError: if the plan was made for another grid and ``allow_mismatch`` is off.
         """
-        state.moment = moment
+        state.moment, state.ranks = moment, ranks
         state.padding.clear()  # another pass may have another mask at the same place
         if isinstance(grid, str) or (self.plan.is_dense and self.observer is None):
             state.grid, state.tiled = None, False
@@ -201,6 +216,12 @@ class Session:
             state.tile, state.tiled = self.observed_tile, False
         elif not tiled:
             self.say_once(f"{state.name}: tokens are reordered in every layer, not once per forward pass")
+        if ranks is not None and not self.plan.is_dense:
+            self.say_once(
+                f"{state.name}: {ranks.count} ranks exchange their tokens for heads in sparse calls"
+                + ("" if ranks.ulysses == ranks.count else ", and rotate keys, as ring_degree asks, in dense ones only")
+                + "; this report is of the heads of one rank"
+            )
 
     def _check_grid(self, grid: VideoGrid) -> None:
         made_for = self.plan.fingerprint.grid if self.plan.fingerprint else None
@@ -224,15 +245,18 @@ class Session:
             self._policies[key] = self.plan.lookup(moment.noise_level, transformer, layer, moment.branch)
         return self._policies[key]
 
-    def groups(self, policy: LayerPolicy, num_heads: int, layout: TokenLayout) -> tuple[HeadGroup, ...]:
-        """The policy made ready for kernels on this layout, remembered."""
-        key = (policy, num_heads, layout)
+    def groups(
+        self, policy: LayerPolicy, num_heads: int, layout: TokenLayout, share: HeadShare | None = None
+    ) -> tuple[HeadGroup, ...]:
+        """The policy made ready for kernels on this layout, remembered; see :func:`~.prepare.prepare`."""
+        key = (policy, num_heads, layout, share)
         if key not in self._groups:
             if len(self._groups) >= _MAX_GROUPS:  # every length of text has a layout of its own
                 self._groups.pop(next(iter(self._groups)))
-            self._groups[key] = prepare(policy, num_heads, layout)
-            if not self._groups[key]:
-                patterns = ", ".join(dict.fromkeys(str(head.pattern) for head in policy.heads))
+            self._groups[key] = prepare(policy, num_heads, layout, share)
+            mine = policy.heads if share is None else [policy.for_head(head, num_heads) for head in share.numbers]
+            if not self._groups[key] and not all(head.is_dense for head in mine):
+                patterns = ", ".join(dict.fromkeys(str(head.pattern) for head in mine))
                 self.say_once(f"{patterns} keeps every block of a {layout.grid} grid, so it runs as plain attention")
         return self._groups[key]
 

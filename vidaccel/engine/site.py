@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..errors import StrictError
 from ..patterns.dynamic import Heads
 from .guard import HeadWatch
+from .prepare import HeadShare
 from .sequence import Sequence
 from .stats import LayerStats
 
@@ -49,6 +50,15 @@ class AttentionSite:
     #: The layer's trained tensors by name, on a device; the patcher keeps them where offloading finds them.
     weights: Callable[[torch.device], Mapping[str, torch.Tensor]] = field(default=lambda device: {})
     watch: HeadWatch = field(default_factory=HeadWatch)
+    #: The same as ``dense`` for a call with all tokens of some heads, where ``dense`` exchanges tokens between ranks.
+    dense_alone: DenseAttention | None = None
+    #: The heads of the call that runs now, if it has not all of the layer's.
+    share: HeadShare | None = None
+
+    @property
+    def first_head(self) -> int:
+        """Number in the layer of the call's first head."""
+        return 0 if self.share is None else self.share.first
 
     def memory(self, of: Any) -> dict[str, Any]:
         """What the pattern of these heads and this guidance branch remembers of the run; empty in a new run."""
@@ -74,19 +84,21 @@ class AttentionSite:
             q, k, v, sequence.layout(q.device), noise_level=moment.noise_level, step=moment.step,
             transformer=self.state.name, layer=self.layer, weights=self.weights(q.device), hidden=hidden,
             curvature=self.state.trajectory.curvature(moment),
+            members=() if self.share is None else tuple(self.share.numbers),
         )  # fmt: skip
 
     def run_dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """What the unpatched layer runs. Token order does not matter to it, unless the model's mask has one."""
         state = self.state
+        dense = self.dense if self.share is None or self.dense_alone is None else self.dense_alone
         if mask is not None and mask.dim() == 2:  # of the last tokens only; attention functions take one over all
             mask = F.pad(mask.bool(), (q.shape[1] - mask.shape[1], 0), value=True)[:, None, None]
         if mask is None or not state.tiled or not isinstance(state.parts(q, mask), str):
-            return self.dense(q, k, v, mask)
+            return dense(q, k, v, mask)
         sequence = state.sequence(q.shape[1])
         assert isinstance(sequence, Sequence)  # tiled only if the sequence is known
         layout = sequence.layout(q.device)
-        return layout.tile(self.dense(layout.untile(q), layout.untile(k), layout.untile(v), mask))
+        return layout.tile(dense(layout.untile(q), layout.untile(k), layout.untile(v), mask))
 
     def fell_back(self, reason: str) -> None:
         """Counts a call that does not run as planned, or raises in a strict session."""

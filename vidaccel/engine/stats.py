@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +98,8 @@ class Report:
         events: things worth knowing, each said once: token order, precision downgrades, guard interventions.
         density: kept token pairs over all, mean over all calls (dense calls count as 1); ``None`` before any call.
         sparse_density: the same over the calls that ran sparse; ``None`` if none did.
+        linear: Linears that the plan wants in 8 bits, a dict for each path: ``transformer``, ``module``, ``layers``,
+            and their ``precision``, or the ``reason`` why they are left as they are.
     """
 
     plan: str
@@ -106,9 +108,16 @@ class Report:
     events: tuple[str, ...]
     density: float | None
     sparse_density: float | None
+    linear: tuple[dict[str, Any], ...] = ()
 
     @staticmethod
-    def of(plan: str, stats: list[LayerStats], not_patched: list[dict[str, str]], events: list[str]) -> Report:
+    def of(
+        plan: str,
+        stats: list[LayerStats],
+        not_patched: list[dict[str, str]],
+        events: list[str],
+        linear: Sequence[dict[str, Any]] = (),
+    ) -> Report:
         """Sums the layers up."""
         calls, sparse = sum(s.calls for s in stats), sum(s.sparse_calls for s in stats)
         return Report(
@@ -118,6 +127,7 @@ class Report:
             events=tuple(events),
             density=sum(s.density_sum for s in stats) / calls if calls else None,
             sparse_density=sum(s.sparse_density_sum for s in stats) / sparse if sparse else None,
+            linear=tuple(linear),
         )
 
     @property
@@ -158,6 +168,7 @@ class Report:
             "fallbacks": self.fallbacks,
             "layers": list(self.layers),
             "not_patched": list(self.not_patched),
+            "linear": list(self.linear),
             "events": list(self.events),
         }
 
@@ -186,6 +197,18 @@ class Report:
             )
         for reason, count in self.fallbacks.items():
             lines.append(f"not as planned, {count} calls: {reason}")
+        lines += self._linear_lines()
         lines += [f"left alone: {entry['module']}: {entry['reason']}" for entry in self.not_patched]
         lines += [f"note: {event}" for event in self.events]
         return "\n".join(lines)
+
+    def _linear_lines(self) -> list[str]:
+        """Numbers of Linears by precision, and by the reason for those left as they are."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for row in self.linear:
+            kind = ("", row["precision"]) if "precision" in row else (": ", row["reason"])
+            counts[kind] += len(row["layers"])
+        lines = [f"Linears in {told}: {count}" for (sign, told), count in counts.items() if not sign]
+        return lines + [
+            f"Linears left as they are: {count}{sign}{told}" for (sign, told), count in counts.items() if sign
+        ]

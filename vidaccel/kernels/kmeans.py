@@ -185,5 +185,5 @@ def _wide(x: torch.Tensor) -> torch.dtype:
 
 def _chunks(x: torch.Tensor, centroids: torch.Tensor) -> list[slice]:
     """Ranges of tokens whose scores against all centroids may be held at once."""
-    step = max(1, _MAX_SCORES // centroids[..., 0].numel())
+    step = max(1, min(_MAX_SCORES, x.numel()) // centroids[..., 0].numel())
     return [slice(first, min(first + step, x.shape[1])) for first in range(0, x.shape[1], step)]

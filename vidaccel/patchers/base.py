@@ -11,16 +11,17 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ..engine.ops import handle_for
+from ..engine.ops import Entrance, handle_for, reorder
+from ..engine.parallel import Ranks, ranks_of
 from ..engine.prepare import needs_curvature
 from ..engine.session import Session, TransformerState
 from ..errors import PatchError, StrictError, VidaccelWarning
-from ..layout import TokenLayout
 from ..types import VideoGrid
 from .redirect import SparseProcessor, redirected
 
@@ -46,34 +47,39 @@ class TokenOrder:
     They sit outside the stack, because caches skip blocks and model parallelism cuts between them.
     """
 
-    def __init__(self, state: TransformerState) -> None:
-        self._state = state
+    def __init__(self, entrance: Entrance) -> None:
+        self._entrance = entrance
 
-    def _layout(self, x: torch.Tensor) -> TokenLayout:
-        return self._state.layout(x.device)
+    @property
+    def _works(self) -> bool:
+        """Whether to reorder; a compiled graph holds an operator that knows it when it runs."""
+        return torch.compiler.is_compiling() or self._entrance.state.tiled
+
+    def _tile(self, x: torch.Tensor, dim: int, *, back: bool = False) -> torch.Tensor:
+        entrance = self._entrance
+        if torch.compiler.is_compiling():
+            return reorder(x, entrance.handle, entrance.token, dim, back)
+        layout = entrance.state.layout(x.device)
+        return layout.untile(x, dim) if back else layout.tile(x, dim)
 
     def tile_volume(self, module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor | None:
         """Forward hook of a patch embedding with output [B, C, T, H, W], which the model flattens next."""
-        if not self._state.tiled:
-            return None
-        return self._layout(out).tile(out.flatten(2), dim=2).unflatten(2, out.shape[2:])
+        return self._tile(out.flatten(2), 2).unflatten(2, out.shape[2:]) if self._works else None
 
     def tile_tokens(self, module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor | None:
         """Forward hook of a patch embedding with output [B, S, C]."""
-        return self._layout(out).tile(out) if self._state.tiled else None
+        return self._tile(out, 1) if self._works else None
 
     def tile_tables(self, module: nn.Module, args: Any, out: tuple[torch.Tensor, ...]) -> Any:
         """Forward hook of a RoPE module with tables [S, D] or [1, S, 1, D]."""
-        if not self._state.tiled:
-            return None
-        return tuple(self._layout(table).tile(table, dim=0 if table.dim() == 2 else 1) for table in out)
+        return tuple(self._tile(table, 0 if table.dim() == 2 else 1) for table in out) if self._works else None
 
     def untile_tokens(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
         """Forward pre-hook of the final norm, which takes [B, S, C]."""
-        if not self._state.tiled:
+        if not self._works:
             return None
         x, *rest = args
-        return (self._layout(x).untile(x, dim=1), *rest)
+        return (self._tile(x, 1, back=True), *rest)
 
 
 class Family(ABC):
@@ -178,38 +184,29 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
     """
     layers = _layers(family, model, name)
     state = TransformerState(name, joint=family.joint)
-    context: list[tuple[str, int | None]] = []
-    _watch_cache_context(model, context, session)
+    entrance = Entrance(session, state, separate_guidance=family.separate_guidance)
+    entrance.ranks = partial(_ranks, model)
+    _watch_cache_context(model, entrance.context, session)
 
-    # type(model): offloading replaces the instance's forward by a wrapper without the names
-    parameters = inspect.signature(type(model).forward)
+    # of the class: offloading replaces the instance's forward by a wrapper without the names
+    _, *names = inspect.signature(type(model).forward).parameters
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = parameters.bind_partial(module, *args, **kwargs).arguments
-        branch, step = context[-1] if context else (None, None)
-        moment = session.clock.tick(
-            family.timestep(call, session.clock.scheduler),
-            context=branch,
-            context_step=step,
-            separate_guidance=family.separate_guidance,
-        )
-        grid: VideoGrid | str
-        if getattr(model, "_parallel_config", None) is not None:
-            grid = "the model runs under context parallelism, where a layer sees a part of the sequence"
-        else:
-            grid = family.grid(model, call)
-        session.enter(state, moment, grid, tiled=family.tiles_once(model, call), before=family.before(model, call))
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        level = family.timestep(call, session.clock.scheduler)
+        entrance.enter(level, family.grid(model, call), family.tiles_once(model, call), family.before(model, call))
 
     session.on_close(model.register_forward_pre_hook(enter, with_kwargs=True).remove)
-    if needs_curvature(session.plan):
+    watches, reorders = needs_curvature(session.plan), not session.plan.is_dense
+    entrance.hooks = f"{watches=}, {reorders=}"
+    if watches:
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            if state.moment is not None:
-                state.trajectory.note(state.moment, output if isinstance(output, torch.Tensor) else output[0])
+            entrance.leave(output if isinstance(output, torch.Tensor) else output[0])
 
         session.on_close(model.register_forward_hook(leave).remove)
-    if not session.plan.is_dense:  # a dense plan touches no token, so its output is bit-identical
-        for handle in family.order_hooks(model, TokenOrder(state)):
+    if reorders:  # a dense plan touches no token, so its output is bit-identical
+        for handle in family.order_hooks(model, TokenOrder(entrance)):
             session.on_close(handle.remove)
 
     skipped: list[dict[str, str]] = []
@@ -223,7 +220,10 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
                 ) from None
             skipped.append({"module": f"{name}.{module_name}", "reason": str(error)})
             continue
-        ours.handle = handle_for(session.add_site(state, layer, module_name, ours.dense))
+        site = session.add_site(state, layer, module_name, ours.dense)
+        site.dense_alone = ours.dense_alone
+        ours.handle = handle_for(site)
+        ours.entrance = entrance
         module.processor = ours
         session.on_close(_restorer(ours, module))
     if len(skipped) == len(layers):
@@ -237,6 +237,12 @@ def patch_transformer(family: Family, model: nn.Module, name: str, session: Sess
     session.not_patched += [
         {"module": f"{name}.{entry['module']}", "reason": entry["reason"]} for entry in family.left_alone(model)
     ]
+
+
+def _ranks(model: Any) -> Ranks | str | None:
+    """The processes that share the model's sequence now: diffusers may be told before or after patching."""
+    parallel = getattr(model, "_parallel_config", None)
+    return None if parallel is None else ranks_of(parallel)
 
 
 def _layers(family: Family, model: nn.Module, name: str) -> list[tuple[str, Any]]:

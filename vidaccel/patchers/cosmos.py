@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,8 +34,7 @@ class CosmosFamily(Family):
         return grid_of(call["hidden_states"], model.config.patch_size)
 
     def timestep(self, call: Mapping[str, Any], scheduler: Any) -> torch.Tensor | float:
-        level = float(call["timestep"].max())
-        if type(scheduler).__name__.startswith("EDM"):  # Cosmos 1 passes log(sigma) / 4
-            sigma = math.exp(4 * level)
-            level = sigma / (1 + sigma)
+        level: torch.Tensor = call["timestep"]
+        if type(scheduler).__name__.startswith("EDM"):  # Cosmos 1 passes log(sigma) / 4; sigma / (1 + sigma) grows too
+            level = (4 * level.double()).sigmoid()
         return 1000 * level

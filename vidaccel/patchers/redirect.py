@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..engine.ops import attention, passed_by
+from ..engine.ops import Entrance, attention, passed_by
 from ..errors import PatchError
 
 __all__ = ["SparseProcessor", "redirected"]
@@ -45,18 +45,29 @@ class SparseProcessor:
         self.__dict__.update(original.__dict__)
         self.original = original
         self.handle = torch.empty(0, dtype=torch.int64)
-        #: What the layer just took, put here by a hook if the plan asks for it, until the attention call takes it.
+        self.entrance: Entrance | None = None
+        #: Whether a hook puts here what the layer takes, because the plan asks for it, and that until it is used.
+        self.gated = False
         self.hidden: torch.Tensor | None = None
 
     def dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """What the original processor runs on q, k, v [B, S, H, D]."""
+        """What the original processor runs on q, k, v [B, S, H, D], with its exchange between ranks if it has one."""
+        return self._dense(q, k, v, mask, self._parallel_config)
+
+    def dense_alone(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """The same without an exchange, for all tokens of some heads."""
+        return self._dense(q, k, v, mask, None)
+
+    def _dense(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, parallel: Any
+    ) -> torch.Tensor:
         if not self.dispatches:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         out: torch.Tensor = dispatch_attention_fn(
-            q, k, v, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
+            q, k, v, attn_mask=mask, backend=self._attention_backend, parallel_config=parallel
         )
         return out
 
@@ -76,7 +87,7 @@ class SparseProcessor:
         odd = bool(dropout_p or is_causal or enable_gqa or rest.get("attention_kwargs")) or scale is not None
         ours = attn_mask is None or isinstance(attn_mask, torch.Tensor)
         if ours and not odd and key.shape == query.shape and not _perturbed():
-            return attention(query, key, value, self.handle, attn_mask, self._input())
+            return attention(query, key, value, self.handle, attn_mask, self._input(), self._token())
         self._count_other(query, key, attn_mask)
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
@@ -97,14 +108,21 @@ class SparseProcessor:
         """Stands in for ``scaled_dot_product_attention``: tensors [B, H, S, D]."""
         if key.shape == query.shape and not (dropout_p or is_causal or rest or _perturbed()):
             q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-            return attention(q, k, v, self.handle, attn_mask, self._input()).transpose(1, 2)
+            return attention(q, k, v, self.handle, attn_mask, self._input(), self._token()).transpose(1, 2)
         self._count_other(query, key, attn_mask)
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **rest)
 
     def _input(self) -> torch.Tensor | None:
         """The layer's input, once; it goes through the operator's arguments, so that compiled graphs see it too."""
+        if not self.gated:
+            return None
         hidden, self.hidden = self.hidden, None
         return hidden
+
+    def _token(self) -> torch.Tensor | None:
+        """What the pass began with, if that is compiled too."""
+        # which hooks there are is read here, because a compiled graph notices values it has read, and no new hook
+        return None if self.entrance is None or self.entrance.hooks is None else self.entrance.token
 
     def _count_other(self, query: torch.Tensor, key: torch.Tensor, mask: Any) -> None:
         """Reports a call of the model's self-attention that no kernel here can run; cross-attention is none of it."""

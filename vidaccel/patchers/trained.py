@@ -117,6 +117,8 @@ def attach(session: Session, model: nn.Module, sites: Sequence[AttentionSite], t
             session.on_close(partial(delattr, module, buffer))
         site.weights = partial(_on_device, module, tuple(tensors))
         if "gate.weight" in tensors:  # the one group whose rules take the layer's input
+            processor: Any = module.processor
+            processor.gated = True
             session.on_close(module.register_forward_pre_hook(_hand_over, with_kwargs=True).remove)
 
 

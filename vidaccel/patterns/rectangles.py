@@ -10,7 +10,7 @@ from ..layout import TokenLayout
 
 __all__ = ["block_rows", "largest_per_block"]
 
-#: Scores in memory at a time.
+#: Most scores in memory at a time, and never more than the keys have numbers.
 _AT_A_TIME = 1 << 26
 
 
@@ -34,6 +34,6 @@ def largest_per_block(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout) -> 
     rows = block_rows(layout, None, k.device)
     blocks = k.index_select(1, rows.flatten()).permute(0, 2, 3, 1).float()
     b, h, _, keys = blocks.shape
-    step = max(1, _AT_A_TIME // (b * h * keys))
+    step = max(1, min(_AT_A_TIME, k.numel()) // (b * h * keys))
     found = [(part @ blocks).unflatten(-1, rows.shape).amax(-1) for part in q.float().split(step, dim=2)]
     return torch.cat(found, dim=2)

@@ -17,7 +17,7 @@ from .registry import register
 
 __all__ = ["XAttention"]
 
-#: Scores in memory at a time.
+#: Most scores in memory at a time, and never more than the keys have numbers.
 _AT_A_TIME = 1 << 26
 
 
@@ -67,7 +67,7 @@ class XAttention(DynamicPattern):
         k = _gather(heads.k, groups.tokens).float()
         b, h = q.shape[:2]
         found = q.new_zeros(b, h, layout.num_blocks, layout.num_blocks)
-        step = max(1, _AT_A_TIME // (b * h * len(groups.block)))
+        step = max(1, min(_AT_A_TIME, k.numel()) // (b * h * len(groups.block)))
         for begin in range(0, len(video), step):
             rows = video[begin : begin + step]
             p = (q[:, :, begin : begin + step] @ k.mT + groups.weight.log()).softmax(-1)

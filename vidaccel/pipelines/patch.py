@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..configs.linear import LinearPlan, linear_plan
 from ..configs.plan import Plan
 from ..configs.presets import resolve_plan
 from ..engine.clock import Clock
@@ -26,12 +31,15 @@ from ..errors import (
     VidaccelWarning,
 )
 from ..kernels.dispatch import kernels
+from ..linear.places import stacks_of
+from ..linear.quantise import check_linear, quantise
 from ..patchers.base import Family, patch_transformer
 from ..patchers.dense_only import DENSE_ONLY, DenseOnly
 from ..patchers.fingerprint import fingerprint_of
 from ..patchers.registry import dense_only_of, families, family_of
 from ..patchers.trained import Weights, attach, load_trained
-from .running import check_idle
+from .caches import enabled, read_cache
+from .running import check_idle, uncompiled
 
 __all__ = ["DEFAULT_PLAN", "find_transformers", "patch", "session_of", "unpatch"]
 
@@ -51,11 +59,14 @@ def patch(
     kernel: str | None = None,
     weights: Weights | None = None,
     guard: Guard | None = None,
+    linear: str | LinearPlan | None = None,
 ) -> Session:
     """Makes the video self-attention of a pipeline run by a plan.
 
-    Nothing but the attention processors is replaced; ``unpatch`` puts the very same objects back. A model that is known
-    to have nothing to gain is left as it is, with a warning and the reason in the report.
+    Nothing but the attention processors is replaced, and the weights of Linears that the plan wants in 8 bits;
+    ``unpatch`` puts the very same objects back. The plan's step cache, if it has one, is enabled, and disabled again by
+    ``unpatch``. A model that is known to have nothing to gain is left as
+    it is, with a warning and the reason in the report.
 
     Args:
         pipe: a diffusers pipeline, a ModularPipeline with its components loaded, or a bare transformer.
@@ -70,17 +81,25 @@ def patch(
             a pipeline with two transformers one of these for each, by name.
         guard: compare some sparse calls with exact attention, and run heads that are too far off dense from then on:
             ``Guard(every=16)``. Without it only non-finite, huge and flat outputs are caught.
+        linear: ``"int8"`` or ``"fp8"`` for every Linear of the blocks' attention and feed-forward, or a
+            :class:`LinearPlan` that says which, computed by torchao; ``"none"`` for none of them. ``None`` does what
+            the plan says.
 
     Raises:
         AlreadyPatchedError: if the pipeline is patched.
         UnsupportedModelError: if it holds no video transformer that vidaccel knows.
         PlanMismatchError: if the plan was made for another model or scheduler.
-        ConfigError: if the plan or the kernel's name is not valid, or the weights are missing or do not fit.
+        ConfigError: if the plan or the kernel's name is not valid, or the weights are missing or do not fit, or a
+            transformer does not support the plan's step cache or has one already, or torchao is missing, or no Linear
+            can be quantised.
+        KernelError: if this device cannot compute Linears as asked.
         PatchError: if a transformer has no attention where its family says, or the pipeline is running.
         StrictError: in strict mode, if a layer's processor cannot be replaced, or the pipeline holds only models that
             stay dense.
     """
     resolved = resolve_plan(plan)
+    if linear is not None:
+        resolved = replace(resolved, linear=linear_plan(linear))
     check_plan(resolved)
     known = [k.name for k in kernels()]
     if kernel is not None and kernel not in known:
@@ -97,6 +116,11 @@ def patch(
     for name, model, family in found:
         _check_fingerprint(resolved, name, model, family, getattr(pipe, "scheduler", None), allow_mismatch)
 
+    device = _device(pipe, found)
+    if resolved.linear is not None:
+        if not found:
+            raise ConfigError(f"{type(pipe).__name__} stays dense as a whole, and so do its Linears; leave linear out")
+        check_linear(resolved.linear, device)
     trained, notes = load_trained(resolved, found, weights)
     owner = weakref.ref(pipe)
     session = Session(
@@ -108,12 +132,17 @@ def patch(
         guard=guard,
     )
     try:
+        if resolved.cache is not None:
+            _enable_cache(pipe, resolved.cache, session)
         for name, model, kind in everything:
             session.on_close(partial(model.__dict__.pop, _SESSION, None))
             model.__dict__[_SESSION] = session
             if isinstance(kind, Family):
                 patch_transformer(kind, model, name, session)
                 attach(session, model, [site for site in session.sites if site.state.name == name], trained)
+                if resolved.linear is not None:
+                    stacks, undo = stacks_of(kind.layers), session.on_close
+                    session.linear += quantise(model, name, stacks, resolved.linear, device, undo, strict=strict)
             else:
                 _leave_dense(kind, model, name, session, refuse=strict and not found)
     except BaseException:
@@ -163,6 +192,7 @@ def _find(pipe: Any) -> list[tuple[str, nn.Module, Family | DenseOnly]]:
         )
     found = []
     for name, part in sorted(parts.items()):
+        part = uncompiled(part)
         kind = (family_of(part) or dense_only_of(part)) if isinstance(part, nn.Module) else None
         if kind is not None:
             found.append((name, part, kind))
@@ -179,6 +209,15 @@ def _find(pipe: Any) -> list[tuple[str, nn.Module, Family | DenseOnly]]:
     return found
 
 
+def _device(pipe: Any, found: Sequence[tuple[str, nn.Module, Family]]) -> torch.device:
+    """Where the transformers compute, which for an offloaded pipeline is not where their weights lie."""
+    device = None if isinstance(pipe, nn.Module) else getattr(pipe, "_execution_device", None)
+    if device is None:
+        weights = (parameter for _, model, _ in found for parameter in model.parameters())
+        device = next((weight.device for weight in weights if not weight.is_meta), torch.device("cpu"))
+    return torch.device(device)
+
+
 def _leave_dense(kind: DenseOnly, model: nn.Module, name: str, session: Session, *, refuse: bool) -> None:
     message = f"{name} ({type(model).__name__}) stays dense: {kind.reason}"
     if refuse:
@@ -186,6 +225,13 @@ def _leave_dense(kind: DenseOnly, model: nn.Module, name: str, session: Session,
     session.not_patched.append({"module": name, "reason": kind.reason})
     session.say_once(message)
     warnings.warn(message, VidaccelWarning, stacklevel=3)
+
+
+def _enable_cache(pipe: Any, text: str, session: Session) -> None:
+    stack = ExitStack()
+    stack.enter_context(enabled(pipe, read_cache(text), None))
+    session.on_close(stack.close)
+    session.say_once(f"diffusers' step cache {text} is on, as the plan says")
 
 
 def _check_fingerprint(

@@ -1,4 +1,4 @@
-"""Whether a pipeline is in the middle of a call, so that nothing may be swapped under it."""
+"""A pipeline as it is used: in the middle of a call, so that nothing may be swapped under it, or compiled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from torch import nn
 
 from ..errors import PatchError
 
-__all__ = ["check_idle"]
+__all__ = ["check_idle", "uncompiled"]
+
+
+def uncompiled(part: Any) -> Any:
+    """The module inside the one that ``torch.compile`` returns; anything else as it is."""
+    return part._modules.get("_orig_mod", part) if isinstance(part, nn.Module) else part
 
 
 def check_idle(pipe: Any, models: Sequence[nn.Module], what: str) -> None:
@@ -62,5 +67,5 @@ def _is_call(frame: FrameType, pipe: Any, calls: set[CodeType]) -> bool:
 def _is_forward(frame: FrameType, models: Sequence[nn.Module]) -> bool:
     if frame.f_code is not nn.Module._call_impl.__code__:
         return False
-    module = frame.f_locals.get("self")
+    module = uncompiled(frame.f_locals.get("self"))
     return any(module is model for model in models)

@@ -52,7 +52,7 @@ def render_page(result: Mapping[str, Any], clips: Sequence[Clip] = ()) -> str:
     Args:
         result: `vidaccel.quality.summarise` with ``model``, ``machine``, ``command``, ``created``, and ``calibration``
             (``predicted``, ``measured``, ``prediction``, ``rank_correlation``, ``front``, ``chosen``, ``heatmaps``,
-            ``mass``, ``notes``) where they are known. A calibration without pairs has no ``prompts``.
+            ``mass``, ``notes``, ``caches``) where they are known. A calibration without pairs has no ``prompts``.
         clips: videos to show, in the order of the prompts; may be fewer than the prompts.
     """
     drawings = Drawings()
@@ -82,6 +82,8 @@ def render_page(result: Mapping[str, Any], clips: Sequence[Clip] = ()) -> str:
         calibration=calibration,
         calibrated=_calibrated(drawings, calibration) if calibration else [],
         totals=_totals(calibration, result.get("summary") or {}) if calibration else [],
+        stepping=_stepping(calibration["caches"]) if calibration and "caches" in calibration else [],
+        linears=_linears(calibration.get("linears") or []) if calibration else [],
         environment=_environment(result),
     )
 
@@ -159,6 +161,28 @@ def _totals(calibration: Mapping[str, Any], summary: Mapping[str, Any]) -> list[
     return shown
 
 
+def _stepping(caches: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of the table of step caches and the best plan beside each."""
+    alone = {one["cache"]: one for one in caches["alone"]}
+    rows = []
+    for pair in caches["pairs"]:
+        own, predicted, measured = alone.get(pair["cache"], {}), pair["predicted"], pair["measured"] or {}
+        figures = [own.get("error"), own.get("seconds"), own.get("calls"), predicted["error"], measured.get("error")]
+        figures += [predicted["seconds"], measured.get("seconds")]
+        name = f"{pair['cache']}, chosen" if pair["chosen"] else str(pair["cache"])
+        rows.append((name, *map(_number, figures)))
+    return rows
+
+
+def _linears(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Cells of the table of Linears."""
+    names = ("relative_error", "latent_error", "native_seconds", "seconds")
+    return [
+        (row["kind"], row["precision"], f"{row['chosen']} of {row['count']}", *(_number(row[name]) for name in names))
+        for row in rows
+    ]
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
@@ -170,6 +194,8 @@ def _environment(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name in ("pipeline", "device", "dtype"):
         if name in settings:
             rows.append((name, str(settings[name])))
+    if settings.get("linear"):
+        rows.append(("Linears, in the plan's runs", str(settings["linear"])))
     if settings.get("cache"):
         rows.append(("step cache, in the plan's runs", str(settings["cache"])))
     size = settings.get("frames")

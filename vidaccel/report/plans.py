@@ -25,7 +25,19 @@ def plan_facts(plan: Plan, layout: TokenLayout) -> list[tuple[str, str]]:
         made_for = ", ".join(f"{name} {value}" for name, value in fields.items())
     tile = "chosen by the layout" if plan.tile is None else str(plan.tile)
     shown = f"{layout.grid} tokens in {layout.tile_shape} tiles, {layout.num_blocks} blocks"
-    return [*plan.provenance, ("made for", made_for), ("tile", tile), ("densities shown for", shown)]
+    facts = [*plan.provenance, ("made for", made_for), ("tile", tile), *_linear_facts(plan)]
+    facts += [] if plan.cache is None else [("step cache", plan.cache)]
+    return [*facts, ("densities shown for", shown)]
+
+
+def _linear_facts(plan: Plan) -> list[tuple[str, str]]:
+    """Which Linears are computed in how many bits, a rule a line."""
+    lines = []
+    for rule in () if plan.linear is None else plan.linear.rules:
+        where = "every layer" if rule.layers is None else f"layers {_ranges(rule.layers)}"
+        what = "every Linear of attention and feed-forward" if rule.modules is None else ", ".join(rule.modules)
+        lines.append(f"{rule.precision}: {what} in {where} of {rule.transformer or 'any transformer'}")
+    return [("linear", "\n".join(lines))] if lines else []
 
 
 def rule_row(rule: Rule, layout: TokenLayout) -> tuple[str, str, str, str, str, str]:
