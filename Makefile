@@ -17,13 +17,17 @@ FUZZ_SEED ?= $(shell date +%Y%m%d)
 OLD_DIFFUSERS := 0.36.0
 OLD_NEEDS := httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 anyio==4.16.0 certifi==2026.10.18 idna==3.20 sniffio==1.3.1
 
-.PHONY: help venv demo test test-python test-kernels test-diffusers fuzz package lint types format bench clean
+# libraries that quantise Linears: beside the environment, because diffusers imports torchao, which takes seconds
+QUANTISERS := torchao bitsandbytes gguf
+
+.PHONY: help venv demo test test-python test-kernels test-diffusers test-linear fuzz package lint types format bench clean
 
 help:
 	@echo "make venv    the environment in $(VENV), with the versions of constraints.txt"
 	@echo "make demo    one clip, dense and accelerated, and a table that compares them: outputs/demo.mp4"
 	@echo "make test    all tests, which are: test-python, test-kernels (the Triton kernels on a CPU: their results, and"
-	@echo "             their machine code for GPUs that are not here), test-diffusers (the families on the oldest diffusers)"
+	@echo "             their machine code for GPUs that are not here), test-diffusers (the families on the oldest diffusers), test-linear (with"
+	@echo "             the libraries that quantise Linears)"
 	@echo "             GATE=all compiles every launch configuration, FULL=1 runs everything on the newest Triton too"
 	@echo "make fuzz    10,000 random attention calls against float64 (20 minutes; FUZZ_SEED=7 for other ones): for the night"
 	@echo "make package builds wheel and sdist, installs each in a clean environment and uses it (minutes, downloads)"
@@ -43,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/vidaccel demo
 
-test: test-python test-kernels test-diffusers
+test: test-python test-kernels test-diffusers test-linear
 
 test-python: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS)
@@ -75,6 +79,15 @@ test-kernels: $(TRITONS:%=.venv-triton-%/.installed)
 test-diffusers: .venv-diffusers-$(OLD_DIFFUSERS)/.installed
 	@echo "families on diffusers $(OLD_DIFFUSERS)"
 	@PYTHONPATH=.venv-diffusers-$(OLD_DIFFUSERS) $(BIN)/python -m pytest -n $(JOBS) tests/patchers
+
+.venv-quantisers/.installed: $(STAMP)
+	@echo "installing $(QUANTISERS) in $(@D)"
+	@$(PIP) install --no-deps --target $(@D) -c constraints.txt $(QUANTISERS)
+	@touch $@
+
+test-linear: .venv-quantisers/.installed
+	@echo "with $(QUANTISERS)"
+	@PYTHONPATH=.venv-quantisers $(BIN)/python -m pytest -n $(JOBS) tests/linear tests/reliability/test_quantised_linears.py
 
 # make test runs the first 500 cases of seed 0; the night takes others each time and prints its seed
 fuzz: $(STAMP)

@@ -1,8 +1,8 @@
 """What calibration may choose from: sets of head policies, written as YAML.
 
 A set is the product of its patterns, compensations, precisions and, where given, skip factors, and single policies that
-it names besides; plain dense attention always belongs to it and comes first. Which of them make sense on a device and a token grid is asked later, by
-:func:`usable`.
+it names besides; plain dense attention always belongs to it and comes first. Which of them make sense on a device and a
+token grid is asked later, by :func:`usable`.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def _on_linears(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         if row["seconds"] >= row["native_seconds"]:
             slower.setdefault(row["precision"], []).append(
-                f"{row['kind']} {row['seconds'] / max(row['native_seconds'], 1e-12):.2g} times"
+                f"{row['kind']} {row['seconds'] / max(row['native_seconds'], 1e-12):.3g} times"
             )
     return [
         f"{precision} Linears are slower than the model's own here ({', '.join(kinds)}), so those stay as they are"
