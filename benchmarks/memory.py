@@ -1,11 +1,11 @@
 """Memory of patched attention beside dense attention: ``python -m benchmarks.memory``.
 
 For every preset: one attention call, at the moment of a run where the preset needs most, and one forward pass of a
-random two-layer Wan transformer. The figure is the most bytes of tensors that are alive at one time beside the inputs
+random four-layer Wan transformer. The figure is the most bytes of tensors that are alive at one time beside the inputs
 and weights, over the bytes of q; a run on several grids shows how it grows with the tokens. Planning is part of the
 first call of each grid. On a CPU the bytes of live tensors are counted, on CUDA the allocator's peak is read.
 
-    python -m benchmarks.memory [--plans sta,vidaccel] [--grids 8x16x16,8x16x32] [--device cpu] [--json PATH]
+    python -m benchmarks.memory [--plans sta,vidaccel] [--grids 8x16x16,8x16x32] [--heads 4] [--head-dim 32]
 """
 
 from __future__ import annotations
@@ -150,15 +150,17 @@ def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-def measure_step(plan: Plan, grid: VideoGrid, device: torch.device) -> Call | None:
+def measure_step(
+    plan: Plan, grid: VideoGrid, device: torch.device, heads: int = _HEADS, dim: int = _DIM
+) -> Call | None:
     """One forward pass of a random transformer on its second visit, at the noise level of the plan's last rule."""
     from diffusers import WanTransformer3DModel
 
     if plan.name == "seer":  # does not go without trained gates, which are for one model
         return None
     model = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=_HEADS, attention_head_dim=_DIM, in_channels=16, out_channels=16,
-        text_dim=32, freq_dim=32, ffn_dim=4 * _HEADS * _DIM, num_layers=_LAYER + 1, rope_max_seq_len=64,
+        patch_size=(1, 2, 2), num_attention_heads=heads, attention_head_dim=dim, in_channels=16, out_channels=16,
+        text_dim=32, freq_dim=32, ffn_dim=4 * heads * dim, num_layers=_LAYER + 1, rope_max_seq_len=256,
     ).eval().to(device)  # fmt: skip
     latents = torch.randn(1, 16, grid.frames, 2 * grid.height, 2 * grid.width).to(device)
     text = torch.randn(1, 8, 32).to(device)
@@ -176,13 +178,13 @@ def measure_step(plan: Plan, grid: VideoGrid, device: torch.device) -> Call | No
     return call
 
 
-def measure(plan: Plan, grid: VideoGrid, device: torch.device, dense: tuple[Call, Call]) -> Row:
+def measure(plan: Plan, grid: VideoGrid, device: torch.device, dense: tuple[Call, Call], heads: int, dim: int) -> Row:
     """One row of the table."""
     layout = TokenLayout.of(grid, plan.tile)
     width = 4 if device.type == "cpu" else 2
     return Row(
-        plan.name, str(grid), grid.tokens, layout.num_blocks, grid.tokens * _HEADS * _DIM * width,
-        measure_call(plan, grid, device), dense[0], measure_step(plan, grid, device), dense[1],
+        plan.name, str(grid), grid.tokens, layout.num_blocks, grid.tokens * heads * dim * width,
+        measure_call(plan, grid, device, heads, dim), dense[0], measure_step(plan, grid, device, heads, dim), dense[1],
     )  # fmt: skip
 
 
@@ -209,6 +211,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Memory of patched attention beside dense attention.")
     parser.add_argument("--plans", default=",".join(preset_names()), help="presets or plan files, comma-separated")
     parser.add_argument("--grids", default=",".join(map(str, GRIDS)), help="token grids, comma-separated")
+    parser.add_argument("--heads", type=int, default=_HEADS)
+    parser.add_argument("--head-dim", type=int, default=_DIM)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the figures there")
     given = parser.parse_args()
@@ -218,11 +222,11 @@ def main() -> None:
     rows = []
     for grid in map(_grid, given.grids.split(",")):
         plain = load_preset("dense")
-        step = measure_step(plain, grid, device)
+        step = measure_step(plain, grid, device, given.heads, given.head_dim)
         assert step is not None
-        dense = measure_call(plain, grid, device), step
+        dense = measure_call(plain, grid, device, given.heads, given.head_dim), step
         for plan in map(resolve_plan, given.plans.split(",")):
-            rows.append(measure(plan, grid, device, dense))
+            rows.append(measure(plan, grid, device, dense, given.heads, given.head_dim))
             print(f"{rows[-1].plan} on {grid}: {rows[-1].call.peak / rows[-1].q_bytes:.1f} x q", flush=True)
     print(table(rows))
     if given.json is not None:
