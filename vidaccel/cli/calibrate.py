@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,16 +15,18 @@ from . import options as opt
 from .calibration_tables import print_result
 from .command import command_line, now
 from .inputs import Inputs
-from .joint import CacheList, choose_jointly, with_calls
+from .joint import CacheList, Joint, choose_jointly, with_calls
 from .linears import LinearWord, check_combination, precisions
 from .progress import Progress
 from .validation import Validation
 
 if TYPE_CHECKING:
+    from ..calibration.caching import Pairing
     from ..calibration.calibrate import Calibrator
     from ..calibration.cost import Costs
-    from ..calibration.plans import Choices
+    from ..calibration.plans import Choices, Prediction
     from ..calibration.solve import Solution
+    from ..configs.plan import Plan
     from ..quality import Pair
 
 _EFFORT = "Effort"
@@ -126,11 +129,11 @@ def calibrate(
     ready = inputs.open()
     pipe = ready.opened.pipe
     from .. import report
-    from ..calibration.cache_measure import caches_for, measure_caches, measured_figures
+    from ..calibration.cache_measure import caches_for, measure_caches
     from ..calibration.calibrate import STANDING_DENSITIES, Calibrator, Effort
     from ..calibration.closed_loop import check_heads as check
     from ..calibration.plans import Choices
-    from ..calibration.summary import add_measured, calibration_result, provenance
+    from ..calibration.summary import calibration_result, provenance
     from ..configs.artifact import save_plan
 
     if chosen is None:
@@ -152,83 +155,132 @@ def calibrate(
             progress.say(f"not a candidate: {policy} ({reason})")
         for cache, reason in unfit.items():
             progress.say(f"not a step cache for this model: {cache} ({reason})")
-        if target is None:
-            costs = run.time(budget_seconds=min(45.0, 6.0 * minutes))
-            progress.say(_ceiling(run, costs, None if set(stepping) - {"none"} or eight_bits else budget))
-        progress.watch(run.standing)
-        run.observe()
-        if target is not None:  # some times depend on the densities that were seen
-            costs = run.time()
-        if eight_bits:
-            run.time_linears(budget_seconds=min(45.0, 6.0 * minutes))
-        run.perturb()
+        costs = _watch(run, progress, None if set(stepping) - {"none"} or eight_bits else budget)
         choices = Choices(run.seen, costs, by=budget.by, linear=bool(eight_bits))
         checks = Validation(
             pipe, ready.requests(seed + _OTHER_SEED, validate) if validate else [],
             seconds=run.survey.total, left=run.left, tell=progress.tell,
         )  # fmt: skip
-        joint = None
         if stepping:
             later = 2 * min(validate, 1) + 1
             checks.notes += measure_caches(
-                pipe, run.seen, requests[:_CACHE_PROMPTS], stepping,
-                save=lambda: run.seen.save(kept), tell=progress.tell,
-                time_for=lambda count: checks.time_for(count + later),
+                pipe, run.seen, requests[:_CACHE_PROMPTS], stepping, save=lambda: run.seen.save(kept),
+                tell=progress.tell, time_for=lambda count: checks.time_for(count + later),
             )  # fmt: skip
-            measured_caches, more = measured_figures(run.seen, stepping)
-            checks.notes += more
-
-            def means(runs: Sequence[Pair]) -> dict[str, Any]:
-                found = _measured("trial", runs, predicted=target is not None)[1]
-                return with_calls(found, runs, choices.all_calls)
-
-            joint = choose_jointly(choices, measured_caches, budget, checks, means)
-            solution, pairs = joint.pair.solution, joint.runs
-            checks.notes += [joint.note] if joint.note else []
-        elif budget.kind == "psnr":
-            solution, pairs = _for_psnr(choices, checks, budget.value)
-        else:
-            solution = budget.solve(choices)
-        predicted = None if joint is None else joint.pair.predicted
-        origin = provenance(choices, solution, str(budget), command_line(prompts=False), predicted)
-        making = choices if joint is None else joint.pair.pairing
-        plan = making.plan(solution, output.stem, origin)
+        made = _choose(choices, checks, budget, stepping, predicted=target is not None)
+        origin = provenance(choices, made.solution, str(budget), command_line(prompts=False), made.predicted)
+        plan = made.making.plan(made.solution, output.stem, origin)
         save_plan(plan, output)
-        if joint is None and budget.kind != "psnr":
-            pairs = checks.run(plan)
+        if made.pairs is None:
+            made = replace(made, pairs=checks.run(plan))
         heads = []
         if check_heads:
             reference = run.survey.generation.latents
             assert reference is not None  # or perturbing would have failed
-            each = check(pipe, choices, solution, requests[0], reference, most=check_heads)
+            each = check(pipe, choices, made.solution, requests[0], reference, most=check_heads)
             heads = checks.bounded(each, "single heads", check_heads)
-    found = calibration_result(choices, solution, heads=heads, notes=[*run.advice(), *checks.notes])
+    found = calibration_result(choices, made.solution, heads=heads, notes=[*run.advice(), *checks.notes])
     result: dict[str, Any] = {"model": ready.opened.name, "machine": opt.machine()}
     result |= {"command": command_line(), "created": now(), "plan": plan.name, "calibration": found}
-    if joint is not None:
-        found |= {"predicted": joint.pair.predicted.to_dict(), "chosen": joint.pair.predicted.to_dict()}
-        found |= {"caches": joint.told, "cache": plan.cache}
-    if pairs:
-        comparison, measured, errors = _measured(plan.name, pairs, predicted=target is not None)
-        result |= comparison
-        if plan.cache is None:
-            add_measured(found, choices, solution, measured, errors)
-        else:  # what these runs say is of both, so predictions of plans alone are not fitted to it
-            found["measured"] = with_calls(measured, pairs, choices.all_calls)
-        run.seen.save(kept)
+    result |= _compared(found, made, choices, plan, predicted=target is not None)
+    run.seen.save(kept)
     print_result(found)
     if json is not None:
         write_json(json, result)
     if html is not None:
         clips = [
             report.clip_of(pair.request.prompt, plan.name, pair.dense.frames, pair.planned.frames, ready.opened.fps)
-            for pair in pairs
+            for pair in made.pairs or ()
         ]
         report.write_page(html, result, clips)
     for path in (json, html, output):
         if path is not None:
             typer.echo(f"written: {path}")
     typer.echo(f"kept: {kept} (vidaccel solve makes other plans of it in seconds)")
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What was chosen.
+
+    Args:
+        making: what makes a plan of the solution.
+        pairs: its runs on other seeds, or ``None`` if they are still to be made.
+        joint: the choice among step caches, if there was one.
+    """
+
+    making: Choices | Pairing
+    solution: Solution
+    pairs: list[Pair] | None
+    joint: Joint | None = None
+
+    @property
+    def predicted(self) -> Prediction | None:
+        """Of cache and plan together; ``None`` where it is the plan's alone."""
+        return None if self.joint is None else self.joint.pair.predicted
+
+
+def _watch(run: Calibrator, progress: Progress, bounded: bud.Budget | None) -> Costs:
+    """Times, observes and perturbs, each as far as it is not in the file yet; returns the candidates' seconds.
+
+    Args:
+        bounded: the budget, if attention alone has to keep it.
+    """
+    brief = min(45.0, 0.1 * 60 * run.effort.max_minutes)
+    if run.target is None:
+        costs = run.time(budget_seconds=brief)
+        progress.say(_ceiling(run, costs, bounded))
+    progress.watch(run.standing)
+    run.observe()
+    if run.target is not None:  # some times depend on the densities that were seen
+        costs = run.time()
+    if run.linears is not None:
+        run.time_linears(budget_seconds=brief)
+    run.perturb()
+    return costs
+
+
+def _choose(
+    choices: Choices, checks: Validation, budget: bud.Budget, stepping: Sequence[str], *, predicted: bool
+) -> _Made:
+    """The least error within the budget: of plans, or of pairs of plan and step cache, which are run.
+
+    Args:
+        stepping: the step caches that were measured, none without ``--caches``.
+        predicted: whether seconds are predicted for another device.
+    """
+    if stepping:
+        from ..calibration.cache_measure import measured_figures
+
+        figures, notes = measured_figures(choices.seen, stepping)
+        checks.notes += notes
+
+        def means(runs: Sequence[Pair]) -> dict[str, Any]:
+            return with_calls(_measured("trial", runs, predicted=predicted)[1], runs, choices.all_calls)
+
+        joint = choose_jointly(choices, figures, budget, checks, means)
+        checks.notes += [joint.note] if joint.note else []
+        return _Made(joint.pair.pairing, joint.pair.solution, joint.runs, joint)
+    if budget.kind == "psnr":
+        return _Made(choices, *_for_psnr(choices, checks, budget.value))
+    return _Made(choices, budget.solve(choices), None)
+
+
+def _compared(found: dict[str, Any], made: _Made, choices: Choices, plan: Plan, *, predicted: bool) -> dict[str, Any]:
+    """The comparison of the validation runs; what they measured is added to ``found`` and to the observations."""
+    if made.joint is not None:
+        told = made.joint.pair.predicted.to_dict()
+        found |= {"predicted": told, "chosen": told, "caches": made.joint.told, "cache": plan.cache}
+    if not made.pairs:
+        return {}
+    from ..calibration.summary import add_measured
+
+    comparison, measured, errors = _measured(plan.name, made.pairs, predicted=predicted)
+    if plan.cache is None:
+        add_measured(found, choices, made.solution, measured, errors)
+    else:  # what these runs say is of both, so predictions of plans alone are not fitted to it
+        found["measured"] = with_calls(measured, made.pairs, choices.all_calls)
+    return comparison
 
 
 def _ceiling(run: Calibrator, costs: Costs, budget: bud.Budget | None) -> str:
