@@ -91,7 +91,7 @@ def _gain(summary: Mapping[str, Any]) -> list[str]:
     if attention is not None:
         share = attention / total
         said.append(
-            f"Self-attention is {share:.0%} of a dense run, so the most a plan can gain here is"
+            f"Self-attention is {share:.0%} of a dense run, so the most that attention alone can gain here is"
             f" {1 / (1 - share):.2f}x; measured: {speedup:.2f}x."
         )
     return said
