@@ -29,12 +29,14 @@ class Point:
         density: over all steps, dense ones included.
         psnr: in dB.
         plan: whether it is a plan as it is.
+        prompts: how many the means are over.
     """
 
     name: str
     density: float
     psnr: float
     plan: bool
+    prompts: int = 1
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -139,7 +141,7 @@ def points_of(rows: Sequence[Row]) -> list[Point]:
         if row["precision"] == "native":
             cells.setdefault((_name(row), row["aimed"]), []).append(row)
     return [
-        Point(name, _mean([r["density"] for r in own]), _mean([r["psnr"] for r in own]), aimed == AS_IT_IS)
+        Point(name, _mean([r["density"] for r in own]), _mean([r["psnr"] for r in own]), aimed == AS_IT_IS, len(own))
         for (name, aimed), own in cells.items()
     ]
 
@@ -154,10 +156,14 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def _front_words(rows: Sequence[Row]) -> str:
-    points = points_of(rows)
+    found = points_of(rows)
+    most = max(point.prompts for point in found)
+    # prompts differ by more than systems do, so means over fewer of them say nothing here
+    points = [point for point in found if point.prompts == most]
     singles = front([point for point in points if not point.plan])
     listed = ", ".join(f"`{p.name}` {p.density:.3f} / {p.psnr:.1f} dB" for p in singles)
-    lines = [f"Pareto front of the single systems, density over all steps / PSNR: {listed}."]
+    counted = "" if len(points) == len(found) else f" that ran all {most} prompts"
+    lines = [f"Pareto front of the single systems{counted}, density over all steps / PSNR: {listed}."]
     for plan in (point for point in points if point.plan):
         better = [p for p in singles if p.density <= plan.density and p.psnr > plan.psnr]
         place = f"below `{better[-1].name}` at {better[-1].density:.3f}" if better else "on or above it"
