@@ -39,7 +39,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls that were timed, in order; dense takes 8 s, sparse 2 s, and every other dense call all doubles."""
     calls: list[str] = []
 
-    def seconds(run: bench._Run, device: torch.device) -> float:
+    def seconds(run: bench.Run, device: torch.device) -> float:
         run.go()
         calls.append("dense" if run.go.__name__ == "dense" else "sparse")
         slow = 1 + calls.count("dense") % 2
@@ -144,9 +144,9 @@ def test_mixed_layers_cost_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     """Alone COLUMN takes .25 of dense and PLANE .75, any mixture .2 more than the mean of its members."""
     alone = {HeadPolicy(): 1.0, COLUMN: 0.25, PLANE: 0.75}
 
-    def call(layer: LayerPolicy, *rest: object) -> bench._Run:
+    def call(layer: LayerPolicy, *rest: object) -> bench.Run:
         mean = sum(alone[head] for head in layer.heads) / len(layer.heads)
-        return bench._Run(lambda: mean if layer.is_uniform else mean + 0.2)
+        return bench.Run(lambda: mean if layer.is_uniform else mean + 0.2)
 
     monkeypatch.setattr(bench, "_call", call)
     monkeypatch.setattr(bench, "_seconds", lambda run, device: 10.0 * (1.0 if run.go.__name__ == "dense" else run.go()))

@@ -25,7 +25,7 @@ from ..kernels.dispatch import select
 from ..layout import TokenLayout
 from ..patterns.dynamic import Heads
 
-__all__ = ["Timing", "time_policies"]
+__all__ = ["Run", "Timing", "rounds", "time_policies"]
 
 _MOST_ROUNDS = 15
 #: Calls between two of dense attention, so that it is never long ago.
@@ -37,8 +37,8 @@ _STEPS = 12
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
-    """Something to time: ``go`` makes so many attention calls."""
+class Run:
+    """Something to time: ``go`` makes so many calls."""
 
     go: Callable[[], object]
     calls: int = 1
@@ -98,7 +98,7 @@ def time_policies(
     layers = [LayerPolicy((policy,)) for policy in policies] + [LayerPolicy(mixed) for mixed in mixes]
     calls = [_call(layer, layout, q, k, v) for layer in layers]
     with torch.no_grad():
-        seconds, found = _rounds(_Run(dense), [call for call in calls if call is not None], device, budget_seconds)
+        seconds, found = rounds(Run(dense), [call for call in calls if call is not None], device, budget_seconds)
     timed = iter(found)
     ratios = [1.0 if call is None else next(timed) for call in calls]
     alone = {HeadPolicy(): 1.0, **dict(zip(policies, ratios, strict=False))}
@@ -122,16 +122,21 @@ def _mixes(policies: Sequence[HeadPolicy], heads: int) -> list[tuple[HeadPolicy,
     return found
 
 
-def _rounds(
-    dense: _Run, runs: Sequence[_Run], device: torch.device, budget_seconds: float
+def rounds(
+    dense: Run, runs: Sequence[Run], device: torch.device, budget_seconds: float, most: int = _MOST_ROUNDS
 ) -> tuple[float, list[float]]:
-    """Median seconds of dense attention, and each run's median ratio to it."""
+    """Median seconds of a call of ``dense``, and each run's median ratio to it, taken in turns.
+
+    Args:
+        budget_seconds: no new round begins that would not end within it; there is one in any case.
+        most: rounds at most.
+    """
     for run in (dense, *runs):  # compilation and first touches
         run.go()
     times: list[float] = []
     ratios: list[list[float]] = [[] for _ in runs]
     start = time.perf_counter()
-    for done in range(1, _MOST_ROUNDS + 1):
+    for done in range(1, most + 1):
         for number in range(max(1, len(runs))):
             if number % _AT_A_TIME == 0:
                 times.append(_seconds(dense, device))
@@ -142,7 +147,7 @@ def _rounds(
     return statistics.median(times), [statistics.median(found) for found in ratios]
 
 
-def _call(layer: LayerPolicy, layout: TokenLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> _Run | None:
+def _call(layer: LayerPolicy, layout: TokenLayout, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Run | None:
     """What a patched layer runs, guard included; ``None`` if that is dense attention."""
     groups = [(select(group.request(q)), group) for group in prepare(layer, q.shape[2], layout)]
     if not groups:
@@ -164,10 +169,10 @@ def _call(layer: LayerPolicy, layout: TokenLayout, q: torch.Tensor, k: torch.Ten
                     out.index_copy_(2, group.heads, result)
             what_is_wrong(out, v)
 
-    return _Run(run, steps)
+    return Run(run, steps)
 
 
-def _seconds(run: _Run, device: torch.device) -> float:
+def _seconds(run: Run, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

@@ -18,6 +18,7 @@ from ..pipelines.generate import Generation, Request, generate
 from ..pipelines.patch import patch
 from .cache_runs import CacheFigures, CacheRun, figures_of
 from .observations import Observations
+from .sensitivity import relative_change
 
 __all__ = ["caches_for", "measure_caches", "measured_figures", "stored_figures"]
 
@@ -133,7 +134,7 @@ def _figures(
     latents, exact = made[0].latents, dense[0].latents
     if latents is None or exact is None:
         raise ConfigError("this pipeline does not decode one latent at the end, so step caches cannot be judged")
-    error = float((latents.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-20))
+    error = relative_change(latents, exact)
     if not math.isfinite(error):
         raise ConfigError(f"the generation with the step cache {cache} is not finite; leave it out of --caches")
     apart = torch.from_numpy(made[0].frames).double() - torch.from_numpy(dense[0].frames).double()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from ..linear.measure import LinearErrors, watch_linears
 from ..linear.places import LinearPlace, linear_places, stacks_of
 from ..linear.quantise import check_linear, swap_weight
 from ..linear.support import why_not_linear, why_not_table
-from ..pipelines.generate import Request, generate
+from ..pipelines.generate import Request, execution_device, generate
 from ..pipelines.patch import find_transformers, patch
+from .bench import Run, rounds
 from .cost import device_name
 from .cost_store import CostStore
 from .linear_table import LinearTable, cost_key
@@ -143,7 +143,7 @@ def measure_linears(pipe: Any, requests: Sequence[Request], precision: str, *, b
         ConfigError: if torchao is missing, or no Linear can have this precision.
         KernelError: if the device cannot compute it.
     """
-    device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
+    device = execution_device(pipe)
     places = _places(pipe, precisions_for(precision, device), device)
     session = patch(pipe, Plan.dense())
 
@@ -235,27 +235,8 @@ def _time(
         if precision != "native":
             swap_weight(made, precision, cost_key(item))
     x = torch.randn(count, item.size[1], device=device, dtype=item.dtype)
-    native: list[float] = []
-    ratios: dict[str, list[float]] = {precision: [] for precision in precisions}
-    began = time.monotonic()
+    runs = {precision: Run(partial(linear, x)) for precision, linear in linears.items()}
     with torch.no_grad():
-        for linear in linears.values():
-            linear(x)  # what is done only once
-        while len(native) < _ROUNDS:
-            native.append(_seconds(lambda: linears["native"](x), device))
-            for precision in precisions:
-                ratios[precision].append(_seconds(lambda chosen=precision: linears[chosen](x), device) / native[-1])  # type: ignore[misc]
-            if (time.monotonic() - began) * (len(native) + 1) / len(native) > budget:
-                break
-    one = max(statistics.median(native), 1e-9) * rows / count
-    return one, {precision: one * statistics.median(found) for precision, found in ratios.items()}
-
-
-def _seconds(go: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    go()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+        native, ratios = rounds(runs.pop("native"), list(runs.values()), device, budget, _ROUNDS)
+    one = max(native, 1e-9) * rows / count
+    return one, {precision: one * ratio for precision, ratio in zip(runs, ratios, strict=True)}

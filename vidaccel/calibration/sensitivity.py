@@ -25,7 +25,15 @@ from ..pipelines.generate import Request, generate
 from ..pipelines.patch import patch
 from .observations import Observations
 
-__all__ = ["Probe", "choose_probes", "everywhere_key", "latent_change", "run_everywhere", "run_probe"]
+__all__ = [
+    "Probe",
+    "choose_probes",
+    "everywhere_key",
+    "latent_change",
+    "relative_change",
+    "run_everywhere",
+    "run_probe",
+]
 
 
 @dataclass(frozen=True)
@@ -160,8 +168,13 @@ def latent_change(pipe: Any, plan: Plan, request: Request, reference: torch.Tens
         session.close()
     if latents is None:
         raise ConfigError(f"{type(pipe).__name__} does not decode one latent at the end, so changes cannot be measured")
-    apart = (latents.double() - reference.double()).norm() / reference.double().norm().clamp_min(1e-20)
-    change = float(apart)
+    change = relative_change(latents, reference)
     if not math.isfinite(change):
         raise ConfigError(f"the generation by {plan.name} is not finite; try another dtype")
     return change
+
+
+def relative_change(latents: torch.Tensor, reference: torch.Tensor) -> float:
+    """||a - b|| / ||b|| of two latents, in float64."""
+    exact = reference.double()
+    return float((latents.double() - exact).norm() / exact.norm().clamp_min(1e-20))

@@ -135,9 +135,10 @@ def calibrate(
     from ..calibration.plans import Choices
     from ..calibration.summary import calibration_result, provenance
     from ..configs.artifact import save_plan
+    from ..pipelines.generate import execution_device
 
     if chosen is None:
-        kind = str(getattr(pipe, "_execution_device", pipe.device)).split(":")[0] if target is None else "cuda"
+        kind = execution_device(pipe).type if target is None else "cuda"
         chosen = load_candidates("cuda" if kind == "cuda" else "cpu")
     minutes = float("inf") if max_minutes is None else max_minutes
     effort = Effort(

@@ -47,11 +47,10 @@ def precisions(word: str | None, pipe: Any) -> tuple[str, ...]:
     """The precisions that may be chosen for this pipeline, none without ``--linear``."""
     if word is None:
         return ()
-    import torch
-
     from ..calibration.linear_stage import precisions_for
+    from ..pipelines.generate import execution_device
 
-    return precisions_for(word, torch.device(getattr(pipe, "_execution_device", None) or pipe.device))
+    return precisions_for(word, execution_device(pipe))
 
 
 def linear_table(rows: Sequence[Mapping[str, Any]]) -> Any:

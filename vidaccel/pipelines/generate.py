@@ -18,7 +18,16 @@ from torch import nn
 from ..errors import ConfigError
 from .video import Frames, to_frames
 
-__all__ = ["STAGES", "Generation", "Request", "accepted_arguments", "generate", "num_steps", "unknown_words"]
+__all__ = [
+    "STAGES",
+    "Generation",
+    "Request",
+    "accepted_arguments",
+    "execution_device",
+    "generate",
+    "num_steps",
+    "unknown_words",
+]
 
 #: What the seconds of a run are divided into: ``text`` encoding, ``denoise`` (transformer and scheduler), ``decode``
 #: (VAE), and ``other`` (everything between and around them).
@@ -80,7 +89,7 @@ def generate(pipe: Any, request: Request) -> Generation:
             f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(sorted(accepted))}"
         )
     fixed: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(request.seed), "output_type": "np"}
-    clock = _StageClock(_device(pipe))
+    clock = _StageClock(execution_device(pipe))
     decoded: list[Any] = []
     with _watched(pipe, clock, decoded), _own_complaints(pipe), _without_rounding_by_one():
         output = pipe(prompt=request.prompt, **fixed, **arguments)
@@ -91,7 +100,7 @@ def generate(pipe: Any, request: Request) -> Generation:
     frames = to_frames(videos[0])
     settings = {
         "pipeline": type(pipe).__name__,
-        "device": str(_device(pipe)),
+        "device": str(execution_device(pipe)),
         "dtype": _dtype(pipe),
         "prompt": request.prompt,
         "seed": request.seed,
@@ -234,7 +243,7 @@ def _without_rounding_by_one() -> Iterator[None]:
         logger.removeFilter(true)
 
 
-def _device(pipe: Any) -> torch.device:
+def execution_device(pipe: Any) -> torch.device:
     """Where the pipeline computes, offloaded or not."""
     return torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
 

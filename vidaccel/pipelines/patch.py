@@ -65,8 +65,8 @@ def patch(
 
     Nothing but the attention processors is replaced, and the weights of Linears that the plan wants in 8 bits;
     ``unpatch`` puts the very same objects back. The plan's step cache, if it has one, is enabled, and disabled again by
-    ``unpatch``. A model that is known to have nothing to gain is left as
-    it is, with a warning and the reason in the report.
+    ``unpatch``. A model that is known to have nothing to gain is left as it is, with a warning and the reason in the
+    report.
 
     Args:
         pipe: a diffusers pipeline, a ModularPipeline with its components loaded, or a bare transformer.
