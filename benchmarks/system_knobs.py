@@ -12,19 +12,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from vidaccel.blockmask import BlockMask
 from vidaccel.configs.pattern_spec import CompensationSpec, PatternSpec
 from vidaccel.configs.plan import HeadPolicy, LayerPolicy, Plan, Rule
 from vidaccel.configs.presets import load_preset
 from vidaccel.layout import TokenLayout
-from vidaccel.patterns import DynamicPattern, Heads, build_pattern, choose_blocks
+from vidaccel.patterns import DynamicPattern, Heads, build_pattern
 from vidaccel.types import TileShape
+from vidaccel.variablemask import VariableBlockMask
 
 from .precision import GRID, Tensors
 
-__all__ = ["SYSTEMS", "Calls", "System", "Try", "chosen", "matched", "nearest", "plan_of"]
+__all__ = ["NATIVE_ONLY", "SYSTEMS", "Calls", "System", "Try", "chosen", "matched", "nearest", "plan_of"]
 
 #: Published for sta: 12 of 50 steps at flow shift 5.
 WARM_UP = 0.943
@@ -136,7 +135,8 @@ SYSTEMS: dict[str, System] = {
     "hip": System(_with(_pattern("hierarchical", "density")), 0.02, 1.0),
     "svg-ear": System(_with(_pattern("error_routing", "density")), 0.02, 1.0),
     # clusters
-    "svg2": System(_with(_pattern("svg2", "mass", least=0.0)), 0.01, 1.0),
+    "svg2": System(_with(_pattern("svg2", "mass", least=0.0, exact=True)), 0.01, 1.0),
+    "svg2-blocks": System(_with(_pattern("svg2", "mass", least=0.0)), 0.01, 1.0),
     "svg-ear-clusters": System(_with(_clustered), 0.02, 1.0),
     # from tokens
     "xattention": System(_with(_pattern("xattention", "mass", stride=8)), 0.01, 1.0),
@@ -164,6 +164,9 @@ SYSTEMS: dict[str, System] = {
     "fps": System(partial(_preset, "fps"), 1.0, 1.0),
 }
 
+#: Systems whose kernels have no other precision; in the tables' 8-bit parts ``svg2-blocks`` stands for svg2.
+NATIVE_ONLY = ("svg2",)
+
 
 def plan_of(system: System, knob: float, *, precision: str = "native", compensation: str | None = None) -> Plan:
     """The system at one setting, dense while the noise level is above :data:`WARM_UP`.
@@ -188,10 +191,10 @@ def _changed(head: HeadPolicy, *, precision: str, compensation: str | None) -> H
     return head
 
 
-def chosen(pattern: DynamicPattern, heads: Heads) -> torch.Tensor:
-    """Blocks that a pattern keeps, bool [B,H,NB,NB], in its own order of tokens if it has one."""
+def chosen(pattern: DynamicPattern, heads: Heads) -> BlockMask | VariableBlockMask:
+    """Blocks that a pattern keeps, in its own order of tokens if it has one."""
     order = pattern.order(heads)
-    return choose_blocks(pattern, heads if order is None else heads.reordered(order))
+    return pattern.mask(heads if order is None else heads.reordered(order))
 
 
 @dataclass(eq=False)
@@ -223,7 +226,7 @@ class Calls:
         found = []
         for sample in self.samples:
             q, k, v = (x if layout is captured_in else layout.tile(captured_in.untile(x)) for x in sample)
-            found.append(BlockMask.from_dense(chosen(pattern, Heads(q, k, v, layout))).density(layout))
+            found.append(chosen(pattern, Heads(q, k, v, layout)).density(layout))
         return sum(found) / len(found)
 
     def knob(self, system: System, aimed: float, *, rounds: int = 12) -> float:

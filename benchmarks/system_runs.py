@@ -13,11 +13,11 @@ from unittest import mock
 
 import torch
 
-from vidaccel.configs.plan import Plan
+from vidaccel.configs.plan import HeadPolicy, Plan
 from vidaccel.errors import KernelError
 from vidaccel.kernels.contract import KernelRequest
 from vidaccel.kernels.dispatch import kernels, select
-from vidaccel.patterns import DynamicPattern
+from vidaccel.patterns import DynamicPattern, build_pattern
 from vidaccel.patterns.registry import pattern_class
 from vidaccel.types import PRECISIONS
 
@@ -178,10 +178,7 @@ def kernel_for(plan: Plan) -> str | None:
         KernelError: if no kernel can.
     """
     heads = {head for rule in plan.rules for head in rule.policy.heads if not head.is_dense}
-    requests = [
-        KernelRequest("cpu", torch.float32, HEAD_DIM, PRECISIONS[head.precision], tail=head.tail, skip=head.skip > 0)
-        for head in heads
-    ]
+    requests = [_request(head) for head in heads]
     try:
         for request in requests:
             select(request)
@@ -191,6 +188,13 @@ def kernel_for(plan: Plan) -> str | None:
         if not able:
             raise
         return able[0]
+
+
+def _request(head: HeadPolicy) -> KernelRequest:
+    pattern = build_pattern(head.pattern)
+    variable = isinstance(pattern, DynamicPattern) and pattern.variable
+    precision, skip = PRECISIONS[head.precision], head.skip > 0
+    return KernelRequest("cpu", torch.float32, HEAD_DIM, precision, tail=head.tail, skip=skip, variable=variable)
 
 
 class _Watch:
@@ -220,7 +224,8 @@ def _planning(plan: Plan) -> Iterator[_Watch]:
     with ExitStack() as undo:
         for cls in classes:
             if issubclass(cls, DynamicPattern):
-                for method in ("order", "choose"):
+                own = ("mask",) if cls.mask is not DynamicPattern.mask else ()
+                for method in ("order", "choose", *own):
                     undo.enter_context(mock.patch.object(cls, method, watch.around(getattr(cls, method))))
         yield watch
 

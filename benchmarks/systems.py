@@ -27,7 +27,7 @@ from vidaccel.errors import ConfigError
 from vidaccel.files import atomic_path, check_writable
 from vidaccel.types import PRECISIONS
 
-from .system_knobs import SYSTEMS
+from .system_knobs import NATIVE_ONLY, SYSTEMS
 from .system_runs import Model, measure, protocol
 from .system_store import AS_IT_IS, Cell, Row, Store, read_rows
 from .system_tables import put_into, tables
@@ -65,6 +65,8 @@ def cells_of(
         found |= {Cell(plan, AS_IT_IS, precision): None for plan in plans if precision == "native"}
         for aimed in densities:
             for name in names:
+                if PRECISIONS[precision].quantised and name in NATIVE_ONLY:
+                    continue
                 free = SYSTEMS[name].low < SYSTEMS[name].high
                 found[Cell(name, aimed if free else 1.0, precision, compensation)] = None
     # dense in the model's own precision is what everything is compared with

@@ -21,6 +21,7 @@ FLOORS = {
     "layout": 1,
     "axisrule": 1,
     "blockmask": 1,
+    "variablemask": 1,
     "pooling": 1,
     "configs": 1,
     "kernels": 2,

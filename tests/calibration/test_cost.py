@@ -193,7 +193,7 @@ def test_run_time_patterns_choose_in_each_call(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(bench, "_MIXES", 0)
     monkeypatch.setitem(registry._PATTERNS, "own_block", _Own)
-    monkeypatch.setattr("vidaccel.engine.run.choose_blocks", choose)
+    monkeypatch.setattr("vidaccel.patterns.dynamic.choose_blocks", choose)
     routed = HeadPolicy(PatternSpec.make("own_block"), compensation="pooled_tail")
     assert measure([routed]).seconds(routed) > 0
     assert [tuple(blocks.shape) for blocks in chosen] == [(1, 2, 9, 9)] * 2  # warm-up and one round

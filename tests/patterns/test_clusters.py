@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 import vidaccel
 from tests.patterns.calls import LAYOUTS, Array, make_call, softmax
@@ -17,8 +18,11 @@ from tests.patterns.orders import attends_what_it_keeps, check_order, choose
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.configs.pattern_spec import CompensationSpec
+from vidaccel.engine.prepare import check_plan
 from vidaccel.errors import ConfigError, LayoutError
 from vidaccel.kernels import kmeans
+from vidaccel.kernels.contract import KernelRequest
+from vidaccel.kernels.dispatch import select
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import (
     Clustered,
@@ -32,6 +36,7 @@ from vidaccel.patterns import (
     cluster_order,
 )
 from vidaccel.patterns.cluster_order import Sorted, cover_blocks
+from vidaccel.types import PRECISIONS
 
 QUERIES, KEYS = 7, 11
 PATTERN = Svg2(queries=QUERIES, keys=KEYS, first=5, later=2, mass=0.5, least=0.2)
@@ -154,6 +159,56 @@ def test_the_kernel_attends_at_least_the_kept_clusters(layout: TokenLayout) -> N
     attends_what_it_keeps(PATTERN, call, kept)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
+def test_exact_blocks_are_the_kept_clusters_and_nothing_else(layout: TokenLayout) -> None:
+    """The published system: a softmax over the tokens of kept clusters, from step to step; text with everything."""
+    pattern, oracle, memory = replace(PATTERN, exact=True), Oracle(), dict[str, Any]()
+    video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+    for seed in range(2):
+        call = replace(make_call(layout, seed=seed), memory=memory)
+        _, _, pairs = oracle(call, pattern)
+        kept = torch.ones(2, 3, layout.tokens, layout.tokens, dtype=torch.bool)
+        kept[:, :, video, video] = pairs
+        order = pattern.order(call)
+        moved = call.reordered(order)
+        mask = pattern.mask(moved)
+        assert mask.density(layout) == pytest.approx(float(kept.double().mean())) and not kept.all()
+        kernel = select(KernelRequest.of(call.q.float(), PRECISIONS["native"], variable=True))
+        q, k, v = (x.float() for x in (moved.q, moved.k, moved.v))
+        found = order.restore(kernel(q, k, v, layout, mask, scale=call.scale))
+        rows = (x.transpose(1, 2).double() for x in (call.q, call.k, call.v))
+        wanted = scaled_dot_product_attention(*rows, attn_mask=kept, scale=call.scale).transpose(1, 2)
+        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_exact_blocks_go_with_what_can_compute_them() -> None:
+    spec = PatternSpec.make("svg2", exact=True)
+    for policy in (
+        HeadPolicy(spec, precision="int8"),
+        HeadPolicy(spec, skip=0.1),
+        HeadPolicy(spec, compensation=CompensationSpec("delta")),
+    ):
+        with pytest.raises(ConfigError, match="set exact: false for blocks of one size"):
+            check_plan(Plan("test", (Rule(LayerPolicy((policy,))),)))
+        check_plan(Plan("test", (Rule(LayerPolicy((replace(policy, pattern=PatternSpec("svg2")),))),)))
+    for name in ("none", "pooled_tail"):
+        check_plan(Plan("test", (Rule(LayerPolicy((HeadPolicy(spec, compensation=CompensationSpec(name)),))),)))
+
+
+def test_exact_blocks_in_a_pipeline() -> None:
+    """Every family's text and both guidance branches are in the zoo's first case; fewer pairs than in whole blocks."""
+    density = {}
+    for exact in (True, False):
+        pipe = CASES[0].make()
+        spec = PatternSpec.make("svg2", queries=4, keys=6, first=3, mass=0.3, exact=exact)
+        policy = HeadPolicy(spec, compensation=CompensationSpec("pooled_tail"))
+        plan = Plan("test", (Rule(LayerPolicy((policy,))),), tile=TileShape(1, 1, 2))
+        session = vidaccel.patch(pipe, plan, strict=True)
+        assert bool(CASES[0].run(pipe).isfinite().all())
+        density[exact] = session.report().sparse_density
+    assert density[True] is not None and density[False] is not None and density[True] < density[False]
+
+
 def test_samples_and_heads_are_on_their_own() -> None:
     call = make_call(LAYOUTS[1])
     order, blocks = choose(PATTERN, call)
@@ -271,6 +326,8 @@ def test_blocks_need_an_order_first() -> None:
 def test_words_and_mistakes() -> None:
     layout = LAYOUTS[0]
     assert "7 query and 11 key clusters, 0.5 of the attention" in PATTERN.resolved(layout)
+    assert "rounded out to 18 blocks" in PATTERN.resolved(layout)
+    assert "as blocks of their own" in replace(PATTERN, exact=True).resolved(layout)
     assert PATTERN.density(layout) is None
     assert "1 query and 32 key clusters" in Svg2(queries=0.004, keys=0.1).resolved(layout)
     ear = build_pattern(
@@ -283,6 +340,7 @@ def test_words_and_mistakes() -> None:
         (lambda: Svg2(mass=0.0), "mass is 0.0"),
         (lambda: Svg2(least=-0.1), "least is -0.1"),
         (lambda: Svg2(first=0), "first is 0"),
+        (lambda: Svg2(exact=1), "exact is 1"),  # type: ignore[arg-type]
         (lambda: Svg2(lined_up=1), "lined_up is 1"),  # type: ignore[arg-type]
         (lambda: Clustered(pattern=Rectified()), "goes by queries and keys alone"),
         (lambda: Clustered(pattern=Reuse(pattern=PooledTopK(aim=0.2))), "goes by queries and keys alone"),

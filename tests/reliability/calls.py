@@ -89,7 +89,10 @@ _OPTIONS: dict[str, Mapping[str, Draw]] = {
     "temporal_band": {"width": lambda d: d.uniform(0.1, 4), "min_coverage": lambda d: d.choice([0.3, 0.8])},
     "stochastic_top_k": {"temperature": lambda d: d.choice([0.0, 1.0]), "seed": lambda d: d.randrange(9)},
     "svg": {"rows": lambda d: d.randrange(1, 80), "sink": lambda d: PatternSpec("first_frame_sink")},
-    "svg2": {"queries": _share, "keys": _share, "mass": _share, "least": _share},
+    "svg2": {
+        **dict.fromkeys(("queries", "keys", "mass", "least"), _share),
+        "exact": lambda d: d.random() < 0.7,
+    },
     "clustered": {"queries": _share, "keys": _share},
     "xattention": {"mass": _share, "stride": lambda d: d.choice([4, 8, 16])},
     # compensations
@@ -146,8 +149,8 @@ def _policy(draw: random.Random) -> HeadPolicy:
     )
     try:
         check_plan(Plan.uniform("drawn", policy))
-    except ConfigError:  # a compensation that the pattern does not go with, which patch() refuses as well
-        return dataclasses.replace(policy, compensation=CompensationSpec("none"))
+    except ConfigError:  # something that the pattern does not go with, which patch() refuses as well
+        return HeadPolicy(policy.pattern)
     return policy
 
 

@@ -33,6 +33,7 @@ from unittest import mock
 import torch
 
 from tests.kernels.helpers import eager
+from tests.kernels.variables import eager_variable
 from tests.reliability.calls import Case, draw_case
 from vidaccel.blockmask import BlockMask
 from vidaccel.compensation import build_compensation
@@ -41,15 +42,17 @@ from vidaccel.configs.plan import LayerPolicy
 from vidaccel.engine.prepare import HeadGroup, prepare
 from vidaccel.engine.run import run_heads
 from vidaccel.errors import KernelError
-from vidaccel.kernels import reference
+from vidaccel.kernels import reference, variable
 from vidaccel.kernels.contract import Kernel, Skips
 from vidaccel.kernels.dispatch import kernels
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns.dynamic import HeadOrder, Heads
 from vidaccel.types import PRECISIONS, Precision
+from vidaccel.variablemask import VariableBlockMask
 
 __all__ = ["main", "run_case"]
 
+Mask = BlockMask | VariableBlockMask
 _NONE = build_compensation(CompensationSpec("none"))
 
 
@@ -59,7 +62,7 @@ class Recorder:
 
     kernel: Kernel
     calls: int = 0
-    masks: list[BlockMask] = field(default_factory=list)
+    masks: list[Mask] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -76,7 +79,7 @@ class Recorder:
         k: torch.Tensor,
         v: torch.Tensor,
         layout: TokenLayout,
-        mask: BlockMask,
+        mask: Mask,
         *,
         scale: float | None = None,
         precision: Precision = PRECISIONS["native"],
@@ -107,7 +110,7 @@ def compare(
     k: torch.Tensor,
     v: torch.Tensor,
     layout: TokenLayout,
-    mask: BlockMask,
+    mask: Mask,
     scale: float | None,
     precision: Precision,
     tail: bool,
@@ -116,14 +119,14 @@ def compare(
     assert torch.isfinite(out).all() and torch.isfinite(lse).all(), "not finite"
 
     def oracle(how: Precision) -> tuple[torch.Tensor, torch.Tensor]:
-        found = reference.block_sparse_attention(
-            q, k, v, layout, mask, scale=scale, precision=how, tail=tail, return_lse=True, out_dtype=torch.float64
-        )
-        assert isinstance(found, tuple)
-        return found
+        options = {"scale": scale, "precision": how, "tail": tail, "return_lse": True, "out_dtype": torch.float64}
+        if isinstance(mask, BlockMask):
+            return reference.block_sparse_attention(q, k, v, layout, mask, **options)  # type: ignore[return-value]
+        return variable.oracle(q, k, v, mask, **options)  # type: ignore[return-value, arg-type]
 
     exact, exact_lse = oracle(PRECISIONS["native"])
-    plain = eager(q, k, v, layout, mask, tail)
+    own = isinstance(mask, VariableBlockMask)
+    plain = eager_variable(q, k, v, mask, tail=tail) if own else eager(q, k, v, layout, mask, tail)
     # the LSE is a sum of products of this size, each rounded to float32; 16-bit kernels may take a faster exp
     used = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     reach = float(torch.einsum("bihd,bjhd->bhij", q.double().abs(), k.double().abs()).max()) * used
@@ -206,9 +209,14 @@ def _run_group(case: Case, group: HeadGroup, heads: Heads, memory: dict[str, Any
 
 def _refuses(kernel: Kernel, group: HeadGroup, heads: Heads) -> None:
     skips = Skips.of(-1.0, heads.q) if group.skip else None
+    mask: BlockMask | VariableBlockMask = BlockMask.full(heads.layout)
+    if group.pattern is not None and group.pattern.variable:
+        b, s, h, _ = heads.q.shape
+        sizes = torch.full((b, h, 1), s)
+        mask = VariableBlockMask(torch.ones(b, h, 1, 1, dtype=torch.bool), sizes, sizes)
     try:
         kernel(
-            heads.q, heads.k, heads.v, heads.layout, BlockMask.full(heads.layout), precision=group.precision,
+            heads.q, heads.k, heads.v, heads.layout, mask, precision=group.precision,
             tail=group.compensation.tail, return_lse=group.compensation.lse, skips=skips,
         )  # fmt: skip
     except KernelError:
@@ -216,7 +224,7 @@ def _refuses(kernel: Kernel, group: HeadGroup, heads: Heads) -> None:
     raise AssertionError(f"{kernel.name} says that it cannot run this, and runs it")
 
 
-def _in_the_order_they_came(heads: Heads, out: torch.Tensor, mask: BlockMask, order: HeadOrder | None) -> None:
+def _in_the_order_they_came(heads: Heads, out: torch.Tensor, mask: Mask, order: HeadOrder | None) -> None:
     """Kept pairs of tokens taken back to the order of q and k; then a softmax over them, nothing else."""
     b, s, h, _ = heads.q.shape
     keep = mask.token_mask(heads.layout).expand(b, h, s, s)

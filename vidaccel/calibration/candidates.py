@@ -22,12 +22,14 @@ from ..configs.codec import policy_from_data, take, tile_from_data
 from ..configs.pattern_spec import CompensationSpec, PatternSpec
 from ..configs.plan import HeadPolicy
 from ..configs.strict_yaml import parse_yaml, read_yaml
+from ..engine.prepare import check_policy
 from ..errors import ConfigError, KernelError
 from ..kernels.contract import KernelRequest
 from ..kernels.dispatch import select
 from ..layout import TokenLayout
 from ..patterns import build_pattern
 from ..patterns.base import StaticPattern
+from ..patterns.dynamic import DynamicPattern
 from ..types import PRECISIONS, TileShape
 from .predicted import find_gpu, why_not_on
 
@@ -122,14 +124,15 @@ def _from_data(data: object) -> CandidateSet:
                 if spec.name == "dense" and compensation.name != "none":
                     continue  # nothing is skipped, so there is nothing to repair
                 for precision, skip in product(precisions, skips):
-                    policies[HeadPolicy(spec, precision, compensation, skip)] = None
+                    policy = HeadPolicy(spec, precision, compensation, skip)
+                    check_policy(policy)
+                    policies[policy] = None
         except ConfigError as error:
             raise ConfigError(f"pattern {number}: {error}") from None
     for number, entry in enumerate(_entries(given, "policies") if "policies" in given else [], 1):
         try:
             policy = policy_from_data(entry)
-            build_pattern(policy.pattern)
-            build_compensation(policy.compensation)
+            check_policy(policy)
             if policy in policies:
                 raise ConfigError(f"{policy} is in the set already; give each policy once")
             policies[policy] = None
@@ -207,10 +210,11 @@ def _ask(layout: TokenLayout, device: str | torch.device, dtype: torch.dtype, he
         return lambda policy: why_not_on(gpu, policy, layout, dtype=dtype, head_dim=head_dim)
 
     def why_not(policy: HeadPolicy) -> str | None:
-        rule, skip = build_compensation(policy.compensation), policy.skip > 0
-        precision = PRECISIONS[policy.precision]
+        rule, pattern = build_compensation(policy.compensation), build_pattern(policy.pattern)
+        variable = isinstance(pattern, DynamicPattern) and pattern.variable
+        precision, skip = PRECISIONS[policy.precision], policy.skip > 0
         try:
-            kernel = select(KernelRequest(here.type, dtype, head_dim, precision, rule.tail, rule.lse, skip))
+            kernel = select(KernelRequest(here.type, dtype, head_dim, precision, rule.tail, rule.lse, skip, variable))
         except KernelError as error:
             return str(error)
         if kernel.name == "emulated":

@@ -16,6 +16,7 @@ import torch
 
 from ..blockmask import BlockMask
 from ..patterns.dynamic import Heads
+from ..variablemask import VariableBlockMask
 
 __all__ = ["Call", "Compensation"]
 
@@ -29,7 +30,8 @@ class Call:
 
     Args:
         heads: q, k, v [B,S,H,D] in layout order, block means, noise level, step, trained weights.
-        mask: blocks that the pattern keeps, [1 or B, 1 or H, NB, NB].
+        mask: blocks that the pattern keeps, [1 or B, 1 or H, NB, NB]; of variable size only where the compensation says
+            that any blocks will do.
         share: token pairs in them over all pairs.
         run: the kernel, see :data:`_Run`.
         memory: whatever the compensation wants to find again in the next call of the same layer, heads and guidance
@@ -37,7 +39,7 @@ class Call:
     """
 
     heads: Heads
-    mask: BlockMask
+    mask: BlockMask | VariableBlockMask
     share: float
     run: _Run
     memory: dict[str, Any] = field(default_factory=dict)
@@ -68,10 +70,16 @@ class Call:
         """Token pairs that this call computed over all pairs: above 1 where it computed pairs twice."""
         return self._pairs
 
+    @property
+    def blocks(self) -> BlockMask:
+        """The mask of a compensation that does not take any blocks."""
+        assert isinstance(self.mask, BlockMask), "this compensation does not say that any blocks will do"
+        return self.mask
+
     @cached_property
     def kept(self) -> torch.Tensor:
         """The kept blocks, bool [1 or B, 1 or H, NB, NB] on the device of q."""
-        return self.mask.dense.to(self.heads.q.device)
+        return self.blocks.dense.to(self.heads.q.device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +97,8 @@ class Compensation(ABC):
     lse: ClassVar[bool] = False
     #: Whether the result depends on earlier calls.
     stateful: ClassVar[bool] = False
+    #: Whether it leaves blocks to the kernel, so that heads may have blocks of their own.
+    any_blocks: ClassVar[bool] = False
     #: Whether it changes the output even where no block is skipped.
     always: ClassVar[bool] = False
 

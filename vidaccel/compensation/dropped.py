@@ -19,6 +19,7 @@ class Dropped(Compensation):
     """A softmax over the kept blocks alone."""
 
     name: ClassVar[str] = "none"
+    any_blocks: ClassVar[bool] = True
 
     def attend(self, call: Call) -> torch.Tensor:
         """The kernel's output."""

@@ -23,6 +23,7 @@ class PooledTail(Compensation):
     """
 
     name: ClassVar[str] = "pooled_tail"
+    any_blocks: ClassVar[bool] = True
     tail: ClassVar[bool] = True
 
     def attend(self, call: Call) -> torch.Tensor:

@@ -12,7 +12,7 @@ __all__ = ["skipping_blocks", "video_tokens", "wide"]
 
 def skipping_blocks(call: Call) -> torch.Tensor:
     """Blocks of queries that skip something, be it a part of a block: bool [1 or B, 1 or H, NB] on the device of q."""
-    partial = call.mask.partial.to(call.kept.device)
+    partial = call.blocks.partial.to(call.kept.device)
     return ~(call.kept & ~partial).all(-1)
 
 

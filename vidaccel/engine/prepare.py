@@ -21,7 +21,7 @@ from ..patterns.dynamic import DynamicPattern, Heads
 from ..patterns.registry import build_pattern, build_static, pattern_class
 from ..types import PRECISIONS, Precision
 
-__all__ = ["HeadGroup", "HeadShare", "check_plan", "is_stateful", "needs_curvature", "prepare"]
+__all__ = ["HeadGroup", "HeadShare", "check_plan", "check_policy", "is_stateful", "needs_curvature", "prepare"]
 
 _DROPPED = build_compensation(CompensationSpec("none"))
 
@@ -55,7 +55,10 @@ class HeadGroup:
     def request(self, q: torch.Tensor) -> KernelRequest:
         """What a kernel must be able to do to run the group on q [B,S,H,D]."""
         rule = self.compensation
-        return KernelRequest.of(q, self.precision, tail=rule.tail, return_lse=rule.lse, skip=self.skip > 0)
+        variable = self.pattern is not None and self.pattern.variable
+        return KernelRequest.of(
+            q, self.precision, tail=rule.tail, return_lse=rule.lse, skip=self.skip > 0, variable=variable
+        )
 
     def of(self, heads: Heads) -> Heads:
         """The group's heads of all of a layer."""
@@ -83,17 +86,31 @@ class HeadShare:
 
 
 def check_plan(plan: Plan) -> None:
-    """Raises :class:`ConfigError` if the plan names a pattern, compensation or parameter that does not exist.
-
-    Or if a compensation that remembers outputs by place meets a pattern that sorts the tokens anew in each call.
-    """
+    """Raises :class:`ConfigError` if :func:`check_policy` does for something in the plan."""
     for policy in dict.fromkeys(head for rule in plan.rules for head in rule.policy.heads):
-        pattern, rule = build_pattern(policy.pattern), build_compensation(policy.compensation)
-        if rule.stateful and isinstance(pattern, DynamicPattern) and pattern.sorts_by_content:
-            raise ConfigError(
-                f"{policy.compensation} keeps outputs by place, but {policy.pattern.name} sorts the tokens anew in each"
-                " call; give it a pattern with one order of the tokens, or another compensation"
-            )
+        check_policy(policy)
+
+
+def check_policy(policy: HeadPolicy) -> None:
+    """Raises :class:`ConfigError` if the policy names a pattern, compensation or parameter that does not exist.
+
+    Or if a compensation that remembers outputs by place meets a pattern that sorts the tokens anew in each call, or
+    blocks of variable size something that is made for the layout's.
+    """
+    pattern, rule = build_pattern(policy.pattern), build_compensation(policy.compensation)
+    if not isinstance(pattern, DynamicPattern):
+        return
+    if rule.stateful and pattern.sorts_by_content:
+        raise ConfigError(
+            f"{policy.compensation} keeps outputs by place, but {policy.pattern.name} sorts the tokens anew in each"
+            " call; give it a pattern with one order of the tokens, or another compensation"
+        )
+    if pattern.variable and not (rule.any_blocks and policy.precision == "native" and not policy.skip):
+        raise ConfigError(
+            f"{policy.pattern.name} in blocks of its own runs in the model's dtype, without skip, and with compensation"
+            f" none or pooled_tail; found {policy.precision}, skip {policy.skip:g} and {policy.compensation}: set"
+            " exact: false for blocks of one size"
+        )
 
 
 def is_stateful(policy: HeadPolicy) -> bool:

@@ -12,7 +12,8 @@ import torch
 from ..blockmask import BlockMask
 from ..compensation import Call
 from ..kernels.contract import Kernel, Skips
-from ..patterns.dynamic import Heads, choose_blocks
+from ..patterns.dynamic import Heads
+from ..variablemask import VariableBlockMask
 from .prepare import HeadGroup
 
 __all__ = ["run_heads"]
@@ -30,12 +31,13 @@ def run_heads(kernel: Kernel, group: HeadGroup, heads: Heads, memory: dict[str, 
         The output [B,S,H,D] in layout order, and the token pairs computed over all.
     """
     heads = replace(heads, memory=memory.setdefault("pattern", {}))
-    mask, share, order = group.mask, group.density, None
+    mask: BlockMask | VariableBlockMask | None = group.mask
+    share, order = group.density, None
     if mask is None or share is None:
         assert group.pattern is not None
         order = group.pattern.order(heads)
         heads = heads if order is None else heads.reordered(order)
-        mask = BlockMask.from_dense(choose_blocks(group.pattern, heads))
+        mask = group.pattern.mask(heads)
         share = mask.density(heads.layout)
     # a factor above the number of tokens, as a short video may have it, passes over all that is not the largest
     skips = Skips.of(math.log(min(1.0, group.skip / heads.layout.tokens)), heads.q) if group.skip else None
@@ -54,7 +56,7 @@ def _run(
     group: HeadGroup,
     heads: Heads,
     skips: Skips | None,
-    mask: BlockMask,
+    mask: BlockMask | VariableBlockMask,
     *,
     tail: bool = False,
     return_lse: bool = False,

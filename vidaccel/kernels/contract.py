@@ -11,6 +11,7 @@ from ..blockmask import BlockMask
 from ..errors import KernelError, LayoutError
 from ..layout import TokenLayout
 from ..types import Precision
+from ..variablemask import VariableBlockMask
 
 __all__ = ["AttentionResult", "Kernel", "KernelRequest", "Skips", "check_inputs"]
 
@@ -68,6 +69,7 @@ class KernelRequest:
         tail: whether skipped blocks are to be summarised by the pooled tail.
         return_lse: whether the log-sum-exp is wanted.
         skip: whether key blocks may be passed over inside the kernel.
+        variable: whether heads have blocks of their own (:class:`~vidaccel.variablemask.VariableBlockMask`).
     """
 
     device: str
@@ -77,20 +79,28 @@ class KernelRequest:
     tail: bool = False
     return_lse: bool = False
     skip: bool = False
+    variable: bool = False
 
     @staticmethod
     def of(
-        q: torch.Tensor, precision: Precision, *, tail: bool = False, return_lse: bool = False, skip: bool = False
+        q: torch.Tensor,
+        precision: Precision,
+        *,
+        tail: bool = False,
+        return_lse: bool = False,
+        skip: bool = False,
+        variable: bool = False,
     ) -> KernelRequest:
         """The request that a call with this q [B,S,H,D] makes."""
-        return KernelRequest(q.device.type, q.dtype, q.shape[-1], precision, tail, return_lse, skip)
+        return KernelRequest(q.device.type, q.dtype, q.shape[-1], precision, tail, return_lse, skip, variable)
 
 
 @runtime_checkable
 class Kernel(Protocol):
     """Block-sparse attention in one implementation.
 
-    q, k and v are [B,S,H,D] in layout order, with any strides; ``mask`` broadcasts to [B,H,NB,NB]. The output is
+    q, k and v are [B,S,H,D] in layout order, with any strides; ``mask`` broadcasts to [B,H,NB,NB], or has blocks of
+    its own for every head, in whose order q, k and v then are. The output is
     [B,S,H,D] in q's dtype. The LSE is float32 [B,H,S]: the natural logarithm of the summed exponentials of the
     scaled scores, as they were before any smoothing; it counts the tail when ``tail=True``.
 
@@ -113,7 +123,7 @@ class Kernel(Protocol):
         k: torch.Tensor,
         v: torch.Tensor,
         layout: TokenLayout,
-        mask: BlockMask,
+        mask: BlockMask | VariableBlockMask,
         *,
         scale: float | None = None,
         precision: Precision = ...,

@@ -11,7 +11,8 @@ from ..blockmask import BlockMask
 from ..errors import KernelError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
-from . import emulated, reference, torch_sparse, triton
+from ..variablemask import VariableBlockMask
+from . import emulated, reference, torch_sparse, triton, variable
 from .contract import AttentionResult, Kernel, KernelRequest, Skips
 
 __all__ = ["FunctionKernel", "kernels", "select", "why_not_table"]
@@ -25,14 +26,20 @@ class FunctionKernel:
         name: how plans, reports and the ``kernel=`` argument call it.
         function: the module's ``block_sparse_attention``.
         reason: the module's ``why_not``.
+        variable: what computes blocks of variable size, without a layout, or ``None`` if nothing does.
     """
 
     name: str
     function: Callable[..., AttentionResult]
     reason: Callable[[KernelRequest], str | None]
+    variable: Callable[..., AttentionResult] | None = None
 
     def why_not(self, request: KernelRequest) -> str | None:
         """Why the kernel cannot run this request, or ``None`` if it can."""
+        if request.variable and self.variable is None:
+            return "computes blocks of the layout only, not of variable size"
+        if request.variable and (request.precision.quantised or request.skip):
+            return "computes blocks of variable size in the inputs' dtype only, and without skipping"
         return self.reason(request)
 
     def __call__(
@@ -41,7 +48,7 @@ class FunctionKernel:
         k: torch.Tensor,
         v: torch.Tensor,
         layout: TokenLayout,
-        mask: BlockMask,
+        mask: BlockMask | VariableBlockMask,
         *,
         scale: float | None = None,
         precision: Precision = PRECISIONS["native"],
@@ -50,21 +57,27 @@ class FunctionKernel:
         skips: Skips | None = None,
     ) -> AttentionResult:
         """Attention of q over the blocks of k and v that ``mask`` keeps, as :class:`.contract.Kernel` has it."""
-        return self.function(
-            q, k, v, layout, mask, scale=scale, precision=precision, tail=tail, return_lse=return_lse, skips=skips
-        )
+        options = {"scale": scale, "precision": precision, "tail": tail, "return_lse": return_lse, "skips": skips}
+        if isinstance(mask, BlockMask):
+            return self.function(q, k, v, layout, mask, **options)
+        if self.variable is None:
+            raise KernelError(f"{self.name} computes blocks of the layout only, not of variable size")
+        mask.check(layout)
+        return self.variable(q, k, v, mask, **options)
 
 
 #: In order of preference: one line registers a kernel.
 _KERNELS: tuple[Kernel, ...] = (
-    FunctionKernel("triton", triton.block_sparse_attention, triton.why_not),
-    FunctionKernel("torch-sparse", torch_sparse.block_sparse_attention, torch_sparse.why_not),
+    FunctionKernel("triton", triton.block_sparse_attention, triton.why_not, triton.variable_block_attention),
+    FunctionKernel(
+        "torch-sparse", torch_sparse.block_sparse_attention, torch_sparse.why_not, variable.variable_block_attention
+    ),
     # never faster than the two above: it takes what a plan asks of a CPU and they cannot compute
     FunctionKernel("emulated", emulated.block_sparse_attention, emulated.why_not),
 )
 
 #: Runs only when asked for by name: it is exact and far slower than dense.
-_ORACLE: Kernel = FunctionKernel("reference", reference.block_sparse_attention, reference.why_not)
+_ORACLE: Kernel = FunctionKernel("reference", reference.block_sparse_attention, reference.why_not, variable.oracle)
 
 
 def kernels() -> tuple[Kernel, ...]:

@@ -14,10 +14,11 @@ from ..kernels import triton as triton_kernels
 from ..kernels.contract import KernelRequest
 from ..layout import TokenLayout
 from ..types import PRECISIONS
+from ..variablemask import VariableBlockMask
 from .dynamic import DynamicPattern, HeadOrder, Heads
 from .params import Extent, check_count, check_extent, check_flag, resolve
 
-__all__ = ["ClusterOrder", "Sorted", "cover_blocks"]
+__all__ = ["ClusterOrder", "Sorted", "cluster_mask", "cover_blocks"]
 
 #: Power iterations for the axis along which clusters are lined up; only neighbourhoods need to come out.
 _TURNS = 12
@@ -42,7 +43,7 @@ class ClusterOrder(DynamicPattern):
     Queries and keys of each head and sample, after norms and RoPE, go into clusters of their own by Euclidean k-means.
     The first call of a generation begins with evenly spaced tokens and takes ``first`` iterations, each later one
     begins with the centroids of the call before and takes ``later``. Text is left out and stays where it is. Blocks are
-    the layout's, so their borders need not be those of clusters.
+    the layout's, so their borders need not be those of clusters, unless a pattern says otherwise.
 
     Args:
         queries, keys: clusters of each head; whole numbers, fractions of the video's tokens, so that a plan carries to
@@ -116,6 +117,16 @@ def cover_blocks(kept: torch.Tensor, queries: Sorted, keys: Sorted, layout: Toke
         first, end = (x.unsqueeze(5 - axis).expand(shape) for x in (first, end))
         sums = sums.gather(axis, end) - sums.gather(axis, first)
     return sums > 0
+
+
+def cluster_mask(kept: torch.Tensor, queries: Sorted, keys: Sorted, layout: TokenLayout) -> VariableBlockMask:
+    """Clusters as blocks, from kept pairs of them, bool [B,H,Cq,Ck]; text, in the layout's blocks, attends all and is
+    attended by all."""
+    before, behind = (layout.num_text_blocks, 0) if layout.text_first else (0, layout.num_text_blocks)
+    text = layout.block_sizes[layout.text_blocks].to(kept.device).expand(*kept.shape[:2], -1)
+    with_text = torch.nn.functional.pad(kept, (before, behind, before, behind), value=True)
+    sizes = (torch.cat((text, x.counts) if before else (x.counts, text), dim=-1) for x in (queries, keys))
+    return VariableBlockMask(with_text, *sizes)
 
 
 def _count(clusters: Extent | None, layout: TokenLayout) -> int:

@@ -7,10 +7,12 @@ from typing import ClassVar
 
 import torch
 
+from ..blockmask import BlockMask
 from ..layout import TokenLayout
-from .cluster_order import ClusterOrder, Sorted, cover_blocks
+from ..variablemask import VariableBlockMask
+from .cluster_order import ClusterOrder, Sorted, cluster_mask, cover_blocks
 from .dynamic import Heads
-from .params import check_share
+from .params import check_flag, check_share
 from .ranking import keep_mass
 from .registry import register
 
@@ -24,21 +26,23 @@ class Svg2(ClusterOrder):
 
     P_ij = n_j exp(scale * c_i . c_j) / sum, with centroids c and n_j tokens of key cluster j. Sorted by P, those are
     kept before which less than or exactly ``mass`` has been held, and in any case the first int(``least`` * Ck).
-    Source: SVG2 (Sparse VideoGen2). Different here: it computes blocks of whatever size clusters have; here tokens are
-    sorted the same way, but blocks keep the layout's size, so that it runs on every kernel, and a pair of blocks is
-    kept as soon as it holds tokens of a kept pair of clusters.
+    Source: SVG2 (Sparse VideoGen2). With ``exact`` blocks are the clusters, of whatever size, as published; text keeps
+    the layout's blocks. Without, tokens are sorted the same way but blocks keep the layout's size, and a pair of blocks
+    is kept as soon as it holds tokens of a kept pair of clusters: so it runs in every precision and with every
+    compensation, and computes more.
 
     Measured: relative L2 error of the output with the pooled tail, mean over heads, on q, k, v of the shipped small
     model (one clip, noise .9, .6 and .3, three layers, 2,304 tokens in blocks of 64, 20 iterations). With the published
     shares, 9 and 30 clusters, kept pairs of clusters hold .54 of the token pairs, and their blocks .65 (.71 as
-    numbered). The error is .092, where as many tiles have .074 by ``pooled_top_k`` and .046 by ``error_routing``. With
-    a cluster to each block it is .51 of the pairs, .69 in blocks (.78 as numbered), and errors of .038, .068 and .041.
-    So this rule, rounded to blocks, is no better than tiles chosen by error; ``clustered`` with ``error_routing`` is
-    (.021), though not in video: see :class:`~.clustered.Clustered`.
+    numbered). The error in blocks is .092, where as many tiles have .074 by ``pooled_top_k`` and .046 by
+    ``error_routing``. With a cluster to each block it is .51 of the pairs, .69 in blocks (.78 as numbered), and errors
+    of .038, .068 and .041. So this rule, rounded to blocks, is no better than tiles chosen by error; ``clustered`` with
+    ``error_routing`` is (.021), though not in video: see :class:`~.clustered.Clustered`.
 
     Args:
         mass: share of the attention to hold before no more is added.
         least: share of the key clusters that are always kept, rounded down.
+        exact: whether blocks are the clusters themselves.
         queries, keys, first, later, lined_up: see :class:`ClusterOrder`.
 
     Raises:
@@ -49,11 +53,25 @@ class Svg2(ClusterOrder):
 
     mass: float = 0.9
     least: float = 0.1
+    exact: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(self.name, "mass", self.mass)
         check_share(self.name, "least", self.least, zero=True)
+        check_flag(self.name, "exact", self.exact)
+
+    @property
+    def variable(self) -> bool:
+        """With ``exact``."""
+        return self.exact
+
+    def mask(self, heads: Heads) -> BlockMask | VariableBlockMask:
+        """Kept pairs of clusters if ``exact``, else of the layout's blocks."""
+        if not self.exact:
+            return super().mask(heads)
+        queries, keys = self.clusters(heads)
+        return cluster_mask(self.pairs(queries, keys, heads.scale), queries, keys, heads.layout)
 
     def choose(self, heads: Heads) -> torch.Tensor:
         """Blocks that hold tokens of kept pairs of clusters, bool [B,H,NV,NV]."""
@@ -69,4 +87,5 @@ class Svg2(ClusterOrder):
     def resolved(self, layout: TokenLayout) -> str:
         """Clusters and what is kept of them."""
         kept = f"{self.mass:g} of the attention between them, at least {self.least:.0%} of the keys'"
-        return f"{self.sizes(layout)}, {kept}, rounded out to {layout.num_video_blocks} blocks"
+        blocks = "as blocks of their own" if self.exact else f"rounded out to {layout.num_video_blocks} blocks"
+        return f"{self.sizes(layout)}, {kept}, {blocks}"

@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
+from ..blockmask import BlockMask
 from ..layout import TokenLayout
 from ..pooling import block_means
+from ..variablemask import VariableBlockMask
 from .base import Pattern
 
 __all__ = ["DynamicPattern", "HeadOrder", "Heads", "choose_blocks"]
@@ -105,8 +107,9 @@ class Heads:
         """The same call with each head's tokens in another order; ``hidden``, which all heads share, keeps its own."""
 
         def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-            index = index.expand(x.shape[0], x.shape[2], -1).transpose(1, 2)[..., None]
-            return x.gather(1, index.expand(x.shape))
+            rows = x.transpose(1, 2)  # tokens of a head are to lie together
+            index = index.expand(*rows.shape[:2], -1)[..., None]
+            return rows.gather(2, index.expand(rows.shape)).transpose(1, 2)
 
         q, k, v = take(self.q, order.q), take(self.k, order.k), take(self.v, order.k)
         return replace(self, q=q, k=k, v=v, order=order)
@@ -180,6 +183,15 @@ class DynamicPattern(Pattern):
         filled with other tokens.
         """
         return None
+
+    @property
+    def variable(self) -> bool:
+        """Whether :meth:`mask` gives heads blocks of their own instead of the layout's."""
+        return False
+
+    def mask(self, heads: Heads) -> BlockMask | VariableBlockMask:
+        """What a kernel gets: the blocks to keep, text included, for heads in the order of :meth:`order`."""
+        return BlockMask.from_dense(choose_blocks(self, heads))
 
     def density(self, layout: TokenLayout) -> float | None:
         """The share of token pairs that the pattern aims at, or ``None`` if it depends on the input."""

@@ -5,7 +5,8 @@ This module is the door: importing it needs no Triton; the kernels are imported 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -14,9 +15,10 @@ from ...blockmask import BlockMask
 from ...errors import KernelError
 from ...layout import TokenLayout
 from ...types import PRECISIONS, Precision
+from ...variablemask import VariableBlockMask
 from ..contract import AttentionResult, KernelRequest, Skips
 
-__all__ = ["block_sparse_attention", "why_not"]
+__all__ = ["block_sparse_attention", "variable_block_attention", "why_not"]
 
 #: Oldest Triton with everything the kernels use, and what torch 2.10 and later bring along.
 OLDEST = (3, 6)
@@ -103,16 +105,51 @@ def block_sparse_attention(
         LayoutError: if shapes and layout do not fit together.
         KernelError: if :func:`why_not` has a reason, or ``scale`` is not positive.
     """
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        raise KernelError("the Triton kernel has no backward pass; use torch.no_grad() or kernel torch-sparse")
-    # Triton launches on the current device, which need not be the tensors'
-    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        request = KernelRequest.of(q, precision, tail=tail, return_lse=return_lse, skip=skips is not None)
-        reason = why_not(request)
-        if reason:
-            raise KernelError(f"the Triton kernel cannot run this: {reason}")
+    with _ready(q, k, v, precision=precision, tail=tail, return_lse=return_lse, skip=skips is not None):
         from .launch import launch
 
         return launch(
             q, k, v, layout, mask, scale=scale, precision=precision, tail=tail, return_lse=return_lse, skips=skips
         )
+
+
+def variable_block_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: VariableBlockMask,
+    *,
+    scale: float | None = None,
+    precision: Precision = PRECISIONS["native"],
+    tail: bool = False,
+    return_lse: bool = False,
+    skips: Skips | None = None,
+) -> AttentionResult:
+    """Attention of q over the key blocks that ``mask`` keeps, as :func:`..variable.variable_block_attention` has it.
+
+    Raises:
+        LayoutError: if shapes and mask do not fit together.
+        KernelError: if :func:`why_not` has a reason, ``scale`` is not positive, for a quantised precision, or skips.
+    """
+    with _ready(q, k, v, precision=precision, tail=tail, return_lse=return_lse, skip=skips is not None):
+        from .variable import launch
+
+        return launch(q, k, v, mask, scale=scale, precision=precision, tail=tail, return_lse=return_lse, skips=skips)
+
+
+@contextmanager
+def _ready(*tensors: torch.Tensor, precision: Precision, **options: bool) -> Iterator[None]:
+    """On the device of q, k and v, which these kernels can use.
+
+    Raises:
+        KernelError: if they cannot.
+    """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise KernelError("the Triton kernel has no backward pass; use torch.no_grad() or kernel torch-sparse")
+    q = tensors[0]
+    # Triton launches on the current device, which need not be the tensors'
+    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+        reason = why_not(KernelRequest.of(q, precision, **options))
+        if reason:
+            raise KernelError(f"the Triton kernel cannot run this: {reason}")
+        yield

@@ -22,7 +22,7 @@ from .preparation import Prepared, append_means, prepare, room
 from .tuned import config_for
 from .worklist import WorkList, aligned_offsets, worklist
 
-__all__ = ["launch"]
+__all__ = ["launch", "run_forward"]
 
 _LOG2_E = 1.0 / math.log(2.0)
 
@@ -176,13 +176,41 @@ def _run(
     skips: Skips | None,
     config: Config,
 ) -> None:
+    smoothed = ready.bias is not None
+    bias = work.bias if ready.bias is None else _full_bias(ready.bias, work, layout, scale)
+    run_forward(
+        ready, out, lse, work, bias, precision, scale, skips, config, every_key=smoothed, blocks=layout.num_blocks
+    )
+
+
+def run_forward(
+    ready: Prepared,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    work: WorkList,
+    bias: torch.Tensor | None,
+    precision: Precision,
+    scale: float,
+    skips: Skips | None,
+    config: Config,
+    *,
+    every_key: bool,
+    blocks: int,
+) -> None:
+    """One call of the kernel; fills ``out`` and, unless it is empty, ``lse``.
+
+    Args:
+        ready: what it reads.
+        bias: added to the scores, in base-2 units: with ``every_key`` those of all keys, at the columns that
+            ``work.k_aligned`` names, else of means only, as ``work.bias`` has it.
+        blocks: rows of ``bias`` for one head.
+    """
     _, tokens, heads, channels = ready.q.shape
     q, k, v = ready.q, ready.k, ready.v
     fp8_values = precision.pv == "fp8"
     pieces = len(work.q)
     wide_batch, wide_head = (0 if n == 1 else 1 for n in work.kv_num.shape[:2])
     triton.set_allocator(_scratch)
-    bias = work.bias if ready.bias is None else _full_bias(ready.bias, work, layout, scale)
     rule = work.rule
     none = out  # stands in for a tensor that this precision does not read
     block_sparse_forward[(work.order.numel(),)](
@@ -201,7 +229,7 @@ def _run(
         work.k.start,
         work.k.length,
         work.k.block,
-        work.k_aligned if fp8_values or ready.bias is not None else work.k.start,
+        work.k_aligned if fp8_values or every_key else work.k.start,
         work.kv_num,
         work.kv_index,
         work.order,
@@ -220,7 +248,7 @@ def _run(
         v.shape[-1],
         heads,
         pieces,
-        layout.num_blocks,
+        blocks,
         work.exact,
         work.kv_index.shape[-1],
         *((0, 0) if bias is None else bias.shape),
@@ -236,7 +264,7 @@ def _run(
         ROWS_PER_SCALE=ROWS if precision.granularity == "rows32" else max(config.block_m, config.block_n),
         V_MEAN=ready.v_mean is not None,
         RAGGED=work.ragged,
-        BIAS=0 if bias is None else 1 if ready.bias is None else 2,
+        BIAS=0 if bias is None else 2 if every_key else 1,
         RULE=rule is not None,
         SKIP=skips is not None,
         LSE=lse.numel() > 0,
