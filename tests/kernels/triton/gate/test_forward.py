@@ -58,6 +58,19 @@ def test_q_smoothing_on_hopper(entry: Entry) -> None:
     assert findings(compiled(90, entry.kind, 128, entry.config, bias=2), entry.kind, entry.config) == []
 
 
+LONG = [
+    entry for entry in table() if entry.kind == "native16" and entry.head_dim == 128 and entry.config.block_m == 128
+]
+
+
+@pytest.mark.parametrize(
+    "entry", [pytest.param(e, marks=[pytest.mark.representative] * (e.arch == 90), id=entry_id(e)) for e in LONG]
+)
+def test_blocks_of_variable_size(entry: Entry) -> None:
+    """They run as the variant in which every key has a bias."""
+    assert findings(compiled(entry.arch, entry.kind, 128, entry.config, bias=2), entry.kind, entry.config) == []
+
+
 # the largest tiles at the most channels that may skip
 SKIPPING = [entry for entry in table() if entry.arch != 100 and entry.head_dim == 128 and entry.config.block_m == 128]
 
