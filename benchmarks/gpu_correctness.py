@@ -23,11 +23,12 @@ import torch
 
 from vidaccel.blockmask import BlockMask
 from vidaccel.files import write_json
-from vidaccel.kernels import KernelRequest, kernels
+from vidaccel.kernels import KernelRequest, kernels, variable
 from vidaccel.kernels.contract import Kernel, Skips
 from vidaccel.kernels.reference import block_sparse_attention as oracle
 from vidaccel.layout import TokenLayout
 from vidaccel.types import KERNEL_PRECISIONS, PRECISIONS, Precision, TileShape, VideoGrid
+from vidaccel.variablemask import VariableBlockMask
 
 from .cuda_attention import FAILURES, Deadline, reason_of
 from .cuda_run import NO_CUDA, environment, no_cuda
@@ -36,6 +37,7 @@ from .shapes import FORMATS
 
 __all__ = ["CASES", "Case", "Verdict", "check", "check_all", "served_by_gluon"]
 
+Mask = BlockMask | VariableBlockMask
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 #: Every option at once that the named recipes do not combine, and one scale for a whole head.
@@ -63,6 +65,7 @@ class Case:
         skip: threshold of the in-kernel skip, ``None`` for none.
         strided: q, k and v are slices of one fused tensor that starts at an odd element.
         full: the mask keeps everything.
+        variable: query and key blocks of each head, of random sizes, instead of the layout's.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Case:
     skip: float | None = None
     strided: bool = False
     full: bool = False
+    variable: tuple[int, int] | None = None
 
 
 def _cases() -> tuple[Case, ...]:
@@ -108,6 +112,9 @@ def _cases() -> tuple[Case, ...]:
     for head_dim, precision in itertools.product((96, 128, 256), FORMATS):
         found.append(Case(f"{precision} D={head_dim}", precision, head_dim=head_dim, tail=head_dim == 128))
     found.append(Case("odd head dim", head_dim=20, tail=True))
+    for tail, dtype in itertools.product((True, False), ("bfloat16", "float32")):
+        name = f"{dtype} variable blocks{' tail' if tail else ''}"
+        found.append(Case(name, dtype=dtype, batch=2, head_dim=128, variable=(9, 40), tail=tail))
     return tuple(found)
 
 
@@ -138,7 +145,9 @@ def check(case: Case, kernel: Kernel, device: torch.device) -> Verdict:
     tensors = _inputs(case, layout, device)
     mask = _mask(case, layout).to(device)
     q, k, v = tensors
-    request = KernelRequest.of(tensors[0], precision, tail=case.tail, return_lse=case.lse, skip=case.skip is not None)
+    options: dict[str, Any] = {"tail": case.tail, "return_lse": case.lse}
+    own = case.variable is not None
+    request = KernelRequest.of(tensors[0], precision, skip=case.skip is not None, variable=own, **options)
     reason = kernel.why_not(request)
     if reason:
         return Verdict(case, "skipped", reason)
@@ -146,9 +155,8 @@ def check(case: Case, kernel: Kernel, device: torch.device) -> Verdict:
     if case.skip is not None:
         skips = replace(Skips.of(case.skip, q), pieces=pieces_of(kernel.name, q, layout, precision))
     _poison(tensors[0])
-    options: dict[str, Any] = {"precision": precision, "tail": case.tail, "return_lse": case.lse, "skips": skips}
     try:
-        result = kernel(q, k, v, layout, mask, **options)
+        result = kernel(q, k, v, layout, mask, precision=precision, skips=skips, **options)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     except FAILURES as error:
@@ -161,7 +169,7 @@ def _judged(
     case: Case,
     tensors: Tensors,
     layout: TokenLayout,
-    mask: BlockMask,
+    mask: Mask,
     precision: Precision,
     out: torch.Tensor,
     lse: torch.Tensor | None,
@@ -263,12 +271,26 @@ def _inputs(case: Case, layout: TokenLayout, device: torch.device) -> Tensors:
     return q, k, v
 
 
-def _mask(case: Case, layout: TokenLayout) -> BlockMask:
+def _mask(case: Case, layout: TokenLayout) -> Mask:
     n, heads = layout.num_blocks, len(case.densities)
+    if case.variable is not None:
+        return _variable_mask(case, case.variable, layout)
     if case.full:
         return BlockMask.from_dense(torch.ones(n, n, dtype=torch.bool))
     chance = torch.rand(case.batch, heads, n, n, generator=torch.Generator().manual_seed(1))
     return BlockMask.from_dense((chance < torch.tensor(case.densities)[:, None, None]) | torch.eye(n, dtype=torch.bool))
+
+
+def _variable_mask(case: Case, blocks: tuple[int, int], layout: TokenLayout) -> VariableBlockMask:
+    """Blocks of random sizes, some of them of no token at all, each query with its head's largest key block."""
+    generator, heads = torch.Generator().manual_seed(1), (case.batch, len(case.densities))
+    sizes = []
+    for most in blocks:
+        label = torch.randint(0, most, (*heads, layout.tokens), generator=generator)
+        sizes.append(torch.nn.functional.one_hot(label, most).sum(-2))
+    keep = torch.rand(*heads, *blocks, generator=generator) < torch.tensor(case.densities)[:, None, None]
+    keep |= (sizes[1] == sizes[1].amax(-1, keepdim=True))[:, :, None]
+    return VariableBlockMask(keep, *sizes)
 
 
 def _poison(like: torch.Tensor) -> None:
@@ -282,26 +304,22 @@ def _poison(like: torch.Tensor) -> None:
 def _oracle(
     tensors: Tensors,
     layout: TokenLayout,
-    mask: BlockMask,
+    mask: Mask,
     tail: bool,
     precision: Precision | None,
     skips: Skips | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    result = oracle(
-        *tensors,
-        layout,
-        mask,
-        precision=precision or PRECISIONS["native"],
-        tail=tail,
-        return_lse=True,
-        out_dtype=torch.float64,
-        skips=skips,
-    )
+    options: dict[str, Any] = {"precision": precision or PRECISIONS["native"], "tail": tail, "skips": skips}
+    options |= {"return_lse": True, "out_dtype": torch.float64}
+    if isinstance(mask, VariableBlockMask):
+        result = variable.oracle(*tensors, mask, **options)
+    else:
+        result = oracle(*tensors, layout, mask, **options)
     assert isinstance(result, tuple)
     return result
 
 
-def _eager(tensors: Tensors, layout: TokenLayout, mask: BlockMask, tail: bool) -> torch.Tensor:
+def _eager(tensors: Tensors, layout: TokenLayout, mask: Mask, tail: bool) -> torch.Tensor:
     """Masked attention written out in the inputs' dtype: what its error is, ours may be.
 
     float32 products are kept in float32: torch's default for CUDA.
@@ -310,10 +328,14 @@ def _eager(tensors: Tensors, layout: TokenLayout, mask: BlockMask, tail: bool) -
     scale = 1 / math.sqrt(q.shape[-1])
     scores = (q @ k.mT * scale).masked_fill(~mask.token_mask(layout).to(q.device), -math.inf)
     if tail:
-        sizes = layout.block_sizes.tolist()
-        k_means, v_means = (torch.stack([p.mean(-2) for p in x.split(sizes, dim=-2)], dim=-2) for x in (k, v))
-        kept = mask.dense[:, :, layout.block_of_token.to(mask.device)]
-        logits = q @ k_means.mT * scale + layout.block_sizes.to(q.device).log().to(q.dtype)
+        if isinstance(mask, VariableBlockMask):
+            k_means, v_means = (variable.variable_means(x, mask.kv_sizes).to(q.dtype) for x in tensors[1:])
+            kept, sizes = mask.of_queries(), mask.kv_sizes[..., None, :]
+        else:
+            parts = layout.block_sizes.tolist()
+            k_means, v_means = (torch.stack([p.mean(-2) for p in x.split(parts, dim=-2)], dim=-2) for x in (k, v))
+            kept, sizes = mask.dense[:, :, layout.block_of_token.to(q.device)], layout.block_sizes.to(q.device)
+        logits = q @ k_means.mT * scale + sizes.log().to(q.dtype)
         scores = torch.cat([scores, logits.masked_fill(kept, -math.inf)], dim=-1)
         v = torch.cat([v, v_means], dim=-2)
     return (scores.softmax(-1) @ v).transpose(1, 2)

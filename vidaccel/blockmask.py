@@ -22,7 +22,7 @@ from .layout import TokenLayout
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
 
-__all__ = ["BlockMask"]
+__all__ = ["BlockMask", "block_lists"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class BlockMask:
         if rule is not None:
             keep = _touched(keep, rule)
             rule = rule if bool((keep & rule.cut.to(keep.device)).any()) else None
-        counts, indices = _lists(keep)
+        counts, indices = block_lists(keep)
         mask = BlockMask(counts, indices, rule)
         mask.__dict__["dense"] = keep.clone()  # what the cached property would find out again from the lists
         return mask
@@ -261,15 +261,15 @@ class BlockMask:
             return kept if tokens is None else kept & tokens[h if len(tokens) > 1 else 0, q, k]
 
         return FlexBlockMask.from_kv_blocks(
-            *_lists(partial),
-            *_lists(keep & ~partial),
+            *block_lists(partial),
+            *block_lists(keep & ~partial),
             BLOCK_SIZE=(size, size),
             mask_mod=keeps,
             seq_lengths=(layout.tokens, layout.tokens),
         )
 
 
-def _lists(keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def block_lists(keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts int32 [B,H,Q] and ascending lists int32 [B,H,Q,K] of the kept pairs, behind them 0."""
     counts = keep.sum(-1, dtype=torch.int32)
     columns = torch.arange(keep.shape[-1], dtype=torch.int32, device=keep.device)

@@ -7,6 +7,7 @@ blocks are the layout's, cannot say it; what SVG2 calls dynamic and FlashInfer v
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -61,7 +62,7 @@ class VariableBlockMask:
         b, h, q, kv = self.keep.shape
         return f"VariableBlockMask({b}x{h} heads, {q}x{kv} blocks, {float(self.head_density().mean()):.1%} kept)"
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Length of the sequence, S."""
         return int(self.q_sizes[0, 0].sum())
@@ -72,9 +73,9 @@ class VariableBlockMask:
         return bool((self.keep | unused).all())
 
     def head_density(self) -> torch.Tensor:
-        """Kept (query, key) token pairs over all pairs, float64 [B,H]."""
+        """Kept (query, key) token pairs over all pairs, float64 [B,H] on the CPU."""
         pairs = (self._kept_keys() * self.q_sizes).sum(-1)
-        return pairs.double() / self.tokens**2
+        return pairs.cpu().double() / self.tokens**2
 
     def density(self, layout: TokenLayout) -> float:
         """Mean of it over batch and heads."""
@@ -84,9 +85,17 @@ class VariableBlockMask:
     def token_mask(self, layout: TokenLayout) -> torch.Tensor:
         """Boolean [B,H,S,S], queries and keys in the order of their blocks: for oracles and small sequences only."""
         self.check(layout)
-        rows, columns = block_of_token(self.q_sizes), block_of_token(self.kv_sizes)
-        kept = self.keep.gather(2, rows[..., None].expand(*rows.shape, self.keep.shape[-1]))
-        return kept.gather(3, columns[:, :, None].expand(*rows.shape, rows.shape[-1]))
+        kept, columns = self.of_queries(), block_of_token(self.kv_sizes)
+        return kept.gather(3, columns[:, :, None].expand(*kept.shape[:3], -1))
+
+    def of_queries(self) -> torch.Tensor:
+        """Key blocks that each query token keeps, bool [B,H,S,MK]."""
+        rows = block_of_token(self.q_sizes)
+        return self.keep.gather(2, rows[..., None].expand(*rows.shape, self.keep.shape[-1]))
+
+    def to(self, device: torch.device | str) -> VariableBlockMask:
+        """The same mask on another device."""
+        return VariableBlockMask(*(x.to(device) for x in (self.keep, self.q_sizes, self.kv_sizes)))
 
     def check(self, layout: TokenLayout) -> None:
         """Raises :class:`LayoutError` unless the blocks hold this layout's sequence."""
@@ -98,8 +107,7 @@ class VariableBlockMask:
 
     def _kept_keys(self) -> torch.Tensor:
         """Key tokens that each query block keeps, int64 [B,H,MQ]."""
-        # float64 is exact here and has a product on every device, which integers have not
-        return (self.keep.double() @ self.kv_sizes.double()[..., None]).squeeze(-1).long()
+        return (self.keep * self.kv_sizes[..., None, :]).sum(-1)
 
 
 def block_of_token(sizes: torch.Tensor) -> torch.Tensor:

@@ -83,6 +83,14 @@ def test_a_wrong_lse_and_rows_left_unwritten_are_told(name: str) -> None:
         assert verdict.status == "wrong" and told in str(verdict.reason)
 
 
+def test_blocks_of_variable_size_are_judged_too() -> None:
+    cases = [small(case) for case in CASES if case.variable]
+    assert len(cases) == 4
+    found = [check(case, kernel_of("torch-sparse"), CPU) for case in cases]
+    assert [verdict.status for verdict in found] == ["ok"] * 4, found
+    assert check(cases[0], kernel_of("emulated"), CPU).status == "skipped"
+
+
 def test_a_kernel_that_raises_is_a_verdict() -> None:
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise KernelError("it broke")

@@ -101,9 +101,8 @@ def oracle(
     scale = check_call(q, k, v, mask, scale, precision, skips)
     out_dtype = q.dtype if out_dtype is None else out_dtype
     q, k, v = (x.transpose(1, 2).double() for x in (q, k, v))
-    rows, columns = block_of_token(mask.q_sizes), block_of_token(mask.kv_sizes)
-    kept = mask.keep.gather(2, rows[..., None].expand(*rows.shape, mask.keep.shape[-1]))
-    pairs = kept.gather(3, columns[:, :, None].expand(*rows.shape, rows.shape[-1]))
+    kept, columns = mask.of_queries(), block_of_token(mask.kv_sizes)
+    pairs = kept.gather(3, columns[:, :, None].expand(*kept.shape[:3], -1))
     scores = (q @ k.mT * scale).masked_fill(~pairs, -math.inf)
     if tail:
         member = columns[..., None, :] == torch.arange(kept.shape[-1], device=q.device)[:, None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from ...blockmask import block_lists
 from ...errors import KernelError
 from ...types import PRECISIONS, Precision
 from ...variablemask import VariableBlockMask
@@ -97,11 +98,13 @@ def worklist(mask: VariableBlockMask, block_m: int, block_n: int, *, tail: bool)
         length = (blocks - stretch * block_n).clamp(max=block_n)
         k = Pieces(*(torch.cat(x) for x in ((k.start, start), (k.length, length), (k.block, stretch))))
         aligned = torch.cat([aligned, (1 + stretch) * block_n])
-    rows, length = q.block.to(device), lists.sum(-1, dtype=torch.int32).flatten()
-    # a head's own numbers, ascending, then those of all heads: 0 to most - 1 are its keys, the others its means
-    index = (~lists).to(torch.int8).argsort(dim=-1, stable=True)[..., : int(length[rows].max())]
-    shift = torch.stack([first, exact + torch.arange(groups) * stretches - most]).to(device)[..., None, None]
-    index = torch.where(index < most, index + shift[0], index + shift[1]).flatten(0, 1).to(torch.int32)
+    length, index = block_lists(lists)
+    rows, length = q.block.to(device), length.flatten()
+    # a head's own numbers become those of all heads: 0 to most - 1 are its keys, the others its means
+    shift = torch.stack([first, exact + torch.arange(groups) * stretches - most])
+    shift = shift.to(device=device, dtype=torch.int32)[..., None, None]
+    index = index[..., : int(length[rows].max())]
+    index = torch.where(index < most, index + shift[0], index + shift[1]).flatten(0, 1)
     length = length[rows]
     return WorkList(
         q=q.to(device),
