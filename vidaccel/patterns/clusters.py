@@ -34,10 +34,11 @@ class Svg2(ClusterOrder):
     Measured: relative L2 error of the output with the pooled tail, mean over heads, on q, k, v of the shipped small
     model (one clip, noise .9, .6 and .3, three layers, 2,304 tokens in blocks of 64, 20 iterations). With the published
     shares, 9 and 30 clusters, kept pairs of clusters hold .54 of the token pairs, and their blocks .65 (.71 as
-    numbered). The error in blocks is .092, where as many tiles have .074 by ``pooled_top_k`` and .046 by
-    ``error_routing``. With a cluster to each block it is .51 of the pairs, .69 in blocks (.78 as numbered), and errors
-    of .038, .068 and .041. So this rule, rounded to blocks, is no better than tiles chosen by error; ``clustered`` with
-    ``error_routing`` is (.021), though not in video: see :class:`~.clustered.Clustered`.
+    numbered); the error is .096 over clusters and .092 over blocks, where as many pairs in tiles have .090 by
+    ``pooled_top_k`` and .063 by ``error_routing``. With a cluster to each block it is .51 of the pairs, .69 in blocks
+    (.78 as numbered); .058 over clusters, where tiles have .097 and .068, and .038 over blocks. So many small clusters,
+    exactly, are better than tiles; ``clustered`` with ``error_routing`` is better still in this error (.044 at .50),
+    though not in video: see :class:`~.clustered.Clustered`.
 
     Args:
         mass: share of the attention to hold before no more is added.
