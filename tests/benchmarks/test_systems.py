@@ -214,6 +214,16 @@ def test_a_block_has_the_best_first_and_paired_differences() -> None:
     assert lines[5].endswith("| -2.00 ± 0.00 |")
 
 
+def test_what_computes_more_than_was_asked_for_comes_last_and_is_no_measure() -> None:
+    """Nor is a mean over fewer prompts, wherever it stands."""
+    rows = [_row(name, prompt, psnr) for name, psnr in (("a", 20.0), ("greedy", 40.0)) for prompt in "pq"]
+    rows += [_row("once", "p", 30.0)]
+    rows = [row | {"sparse_density": 0.7} if row["system"] == "greedy" else row for row in rows]
+    lines = table(rows).splitlines()[4:]
+    assert [line.split("`")[1] for line in lines] == ["once", "a", "greedy"]
+    assert [line.split("|")[-2].strip() for line in lines] == ["+10.00", "", "+20.00 ± 0.00"]
+
+
 def test_quantised_blocks_are_compared_with_native_runs_of_the_same_prompts() -> None:
     rows = [_row("a", "p", 20.0), _row("a", "q", 30.0), _row("b", "p", 25.0), _row("b", "q", 26.0)]
     rows += [_row("a", "q", 29.5, "int8"), _row("b", "p", 24.0, "int8"), _row("b", "q", 25.0, "int8")]
