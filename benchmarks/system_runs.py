@@ -191,8 +191,7 @@ def kernel_for(plan: Plan) -> str | None:
 
 
 def _request(head: HeadPolicy) -> KernelRequest:
-    pattern = build_pattern(head.pattern)
-    variable = isinstance(pattern, DynamicPattern) and pattern.variable
+    variable = build_pattern(head.pattern).variable
     precision, skip = PRECISIONS[head.precision], head.skip > 0
     return KernelRequest("cpu", torch.float32, HEAD_DIM, precision, tail=head.tail, skip=skip, variable=variable)
 

@@ -53,7 +53,7 @@ class VariableBlockMask:
             raise LayoutError(
                 f"blocks hold {sorted(set(lengths.tolist()))} tokens; those of every head must hold the whole sequence"
             )
-        empty = (self._kept_keys() == 0) & (q > 0)
+        empty = (self._kept_keys == 0) & (q > 0)
         if bool(empty.any()):
             row = empty.nonzero()[0].tolist()
             raise LayoutError(f"row (batch, head, block) {row} of a block mask keeps no key; every query keeps one")
@@ -74,7 +74,7 @@ class VariableBlockMask:
 
     def head_density(self) -> torch.Tensor:
         """Kept (query, key) token pairs over all pairs, float64 [B,H] on the CPU."""
-        pairs = (self._kept_keys() * self.q_sizes).sum(-1)
+        pairs = (self._kept_keys * self.q_sizes).sum(-1)
         return pairs.cpu().double() / self.tokens**2
 
     def density(self, layout: TokenLayout) -> float:
@@ -85,6 +85,10 @@ class VariableBlockMask:
     def token_mask(self, layout: TokenLayout) -> torch.Tensor:
         """Boolean [B,H,S,S], queries and keys in the order of their blocks: for oracles and small sequences only."""
         self.check(layout)
+        return self.pairs()
+
+    def pairs(self) -> torch.Tensor:
+        """The same, whatever the layout."""
         kept, columns = self.of_queries(), block_of_token(self.kv_sizes)
         return kept.gather(3, columns[:, :, None].expand(*kept.shape[:3], -1))
 
@@ -105,6 +109,7 @@ class VariableBlockMask:
                 " from this layout"
             )
 
+    @cached_property
     def _kept_keys(self) -> torch.Tensor:
         """Key tokens that each query block keeps, int64 [B,H,MQ]."""
         return (self.keep * self.kv_sizes[..., None, :]).sum(-1)

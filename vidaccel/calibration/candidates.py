@@ -29,7 +29,6 @@ from ..kernels.dispatch import select
 from ..layout import TokenLayout
 from ..patterns import build_pattern
 from ..patterns.base import StaticPattern
-from ..patterns.dynamic import DynamicPattern
 from ..types import PRECISIONS, TileShape
 from .predicted import find_gpu, why_not_on
 
@@ -210,8 +209,7 @@ def _ask(layout: TokenLayout, device: str | torch.device, dtype: torch.dtype, he
         return lambda policy: why_not_on(gpu, policy, layout, dtype=dtype, head_dim=head_dim)
 
     def why_not(policy: HeadPolicy) -> str | None:
-        rule, pattern = build_compensation(policy.compensation), build_pattern(policy.pattern)
-        variable = isinstance(pattern, DynamicPattern) and pattern.variable
+        rule, variable = build_compensation(policy.compensation), build_pattern(policy.pattern).variable
         precision, skip = PRECISIONS[policy.precision], policy.skip > 0
         try:
             kernel = select(KernelRequest(here.type, dtype, head_dim, precision, rule.tail, rule.lse, skip, variable))

@@ -13,7 +13,7 @@ from ..layout import TokenLayout
 from ..types import Precision
 from ..variablemask import VariableBlockMask
 
-__all__ = ["AttentionResult", "Kernel", "KernelRequest", "Skips", "check_inputs"]
+__all__ = ["AttentionResult", "Kernel", "KernelRequest", "Skips", "check_inputs", "check_tensors"]
 
 #: What a kernel returns: the output, or with ``return_lse=True`` the output and its log-sum-exp.
 AttentionResult = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -142,16 +142,7 @@ def check_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Toke
             if the mask does not broadcast to [B,H,NB,NB].
         KernelError: if q, k and v differ in dtype or device.
     """
-    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
-        raise LayoutError(
-            f"q, k and v are {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}; self-attention needs three"
-            " [B,S,H,D] tensors of one shape"
-        )
-    if len({q.dtype, k.dtype, v.dtype}) > 1 or len({q.device, k.device, v.device}) > 1:
-        raise KernelError(
-            f"q, k and v are {q.dtype} on {q.device}, {k.dtype} on {k.device} and {v.dtype} on {v.device}; convert"
-            " them to one dtype and device"
-        )
+    check_tensors(q, k, v)
     batch, tokens, heads, _ = q.shape
     if tokens != layout.tokens:
         raise LayoutError(
@@ -162,4 +153,23 @@ def check_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Toke
         raise LayoutError(
             f"a block mask of {mask.shape[0]}x{mask.shape[1]} (batch x heads) does not fit q of {batch}x{heads};"
             " each must be 1 or the same"
+        )
+
+
+def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Checks what does not depend on blocks.
+
+    Raises:
+        LayoutError: if q, k and v are not three [B,S,H,D] tensors of one shape.
+        KernelError: if they differ in dtype or device.
+    """
+    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
+        raise LayoutError(
+            f"q, k and v are {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}; self-attention needs three"
+            " [B,S,H,D] tensors of one shape"
+        )
+    if len({q.dtype, k.dtype, v.dtype}) > 1 or len({q.device, k.device, v.device}) > 1:
+        raise KernelError(
+            f"q, k and v are {q.dtype} on {q.device}, {k.dtype} on {k.device} and {v.dtype} on {v.device}; convert"
+            " them to one dtype and device"
         )

@@ -18,6 +18,9 @@ from .contract import AttentionResult, Kernel, KernelRequest, Skips
 __all__ = ["FunctionKernel", "kernels", "select", "why_not_table"]
 
 
+_OWN_LAYOUT = "computes blocks of the layout only, not of variable size"
+
+
 @dataclass(frozen=True)
 class FunctionKernel:
     """A kernel made of the two functions of its module.
@@ -37,7 +40,7 @@ class FunctionKernel:
     def why_not(self, request: KernelRequest) -> str | None:
         """Why the kernel cannot run this request, or ``None`` if it can."""
         if request.variable and self.variable is None:
-            return "computes blocks of the layout only, not of variable size"
+            return _OWN_LAYOUT
         if request.variable and (request.precision.quantised or request.skip):
             return "computes blocks of variable size in the inputs' dtype only, and without skipping"
         return self.reason(request)
@@ -61,7 +64,7 @@ class FunctionKernel:
         if isinstance(mask, BlockMask):
             return self.function(q, k, v, layout, mask, **options)
         if self.variable is None:
-            raise KernelError(f"{self.name} computes blocks of the layout only, not of variable size")
+            raise KernelError(f"{self.name} {_OWN_LAYOUT}")
         mask.check(layout)
         return self.variable(q, k, v, mask, **options)
 

@@ -14,7 +14,7 @@ from ..errors import KernelError, LayoutError
 from ..types import PRECISIONS, Precision
 from ..variablemask import VariableBlockMask, block_of_token
 from . import kmeans
-from .contract import AttentionResult, Skips
+from .contract import AttentionResult, Skips, check_tensors
 from .dense import attention_with_lse
 from .kmeans import Means
 from .merge import merge
@@ -101,10 +101,9 @@ def oracle(
     scale = check_call(q, k, v, mask, scale, precision, skips)
     out_dtype = q.dtype if out_dtype is None else out_dtype
     q, k, v = (x.transpose(1, 2).double() for x in (q, k, v))
-    kept, columns = mask.of_queries(), block_of_token(mask.kv_sizes)
-    pairs = kept.gather(3, columns[:, :, None].expand(*kept.shape[:3], -1))
-    scores = (q @ k.mT * scale).masked_fill(~pairs, -math.inf)
+    scores = (q @ k.mT * scale).masked_fill(~mask.pairs(), -math.inf)
     if tail:
+        kept, columns = mask.of_queries(), block_of_token(mask.kv_sizes)
         member = columns[..., None, :] == torch.arange(kept.shape[-1], device=q.device)[:, None]
         sizes = mask.kv_sizes.double()[..., None]
         k_means, v_means = (member.double() @ x / sizes.clamp(min=1) for x in (k, v))
@@ -141,18 +140,11 @@ def check_call(
 
     Raises:
         LayoutError: if q, k and v are not three [B,S,H,D] tensors of one shape, or the mask's blocks are not theirs.
-        KernelError: if q, k and v differ in dtype or device, for a quantised precision, or skips.
+        KernelError: if q, k, v and the mask differ in dtype or device, for a quantised precision, or skips.
     """
-    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
-        raise LayoutError(
-            f"q, k and v are {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}; self-attention needs three"
-            " [B,S,H,D] tensors of one shape"
-        )
-    if len({q.dtype, k.dtype, v.dtype}) > 1 or len({x.device for x in (q, k, v, mask.keep)}) > 1:
-        raise KernelError(
-            f"q, k, v and the mask are {q.dtype} on {q.device}, {k.dtype} on {k.device}, {v.dtype} on {v.device} and on"
-            f" {mask.keep.device}; convert them to one dtype and device"
-        )
+    check_tensors(q, k, v)
+    if mask.keep.device != q.device:
+        raise KernelError(f"the mask is on {mask.keep.device} and q on {q.device}; move them to one device")
     batch, tokens, heads, channels = q.shape
     if (*mask.keep.shape[:2], mask.tokens) != (batch, heads, tokens):
         raise LayoutError(

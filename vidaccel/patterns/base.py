@@ -39,6 +39,11 @@ class Pattern(ABC):
         return hash(repr(self))
 
     @property
+    def variable(self) -> bool:
+        """Whether heads get blocks of their own instead of the layout's (:mod:`vidaccel.variablemask`)."""
+        return False
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Groups of trained tensors without which it cannot choose, see :mod:`vidaccel.configs.weights`.
 

@@ -184,11 +184,6 @@ class DynamicPattern(Pattern):
         """
         return None
 
-    @property
-    def variable(self) -> bool:
-        """Whether :meth:`mask` gives heads blocks of their own instead of the layout's."""
-        return False
-
     def mask(self, heads: Heads) -> BlockMask | VariableBlockMask:
         """What a kernel gets: the blocks to keep, text included, for heads in the order of :meth:`order`."""
         return BlockMask.from_dense(choose_blocks(self, heads))

@@ -22,7 +22,7 @@ from .preparation import Prepared, append_means, prepare, room
 from .tuned import config_for
 from .worklist import WorkList, aligned_offsets, worklist
 
-__all__ = ["launch", "run_forward"]
+__all__ = ["check_scale", "launch", "run_forward"]
 
 _LOG2_E = 1.0 / math.log(2.0)
 
@@ -62,9 +62,7 @@ def launch(
     if precision.smooth_q and together < q.shape[2]:
         options = {"scale": scale, "precision": precision, "tail": tail, "return_lse": return_lse, "config": config}
         return _by_heads(together, q, k, v, layout, mask, skips, **options)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if not scale > 0:
-        raise KernelError(f"scale is {scale}; the Triton kernel takes the maximum before scaling and needs it positive")
+    scale = check_scale(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     run = _run
     skip, rule = skips is not None, mask.rule is not None
     if config is None and hopper_launch.why_not(q, layout, precision, skip=skip, rule=rule) is None:
@@ -87,6 +85,17 @@ def launch(
         # K smoothing lowered every score of a row by scale * q.k_mean
         lse += scale * torch.einsum("bshd,bhd->bhs", q.float(), ready.k_mean)
     return (out, lse) if return_lse else out
+
+
+def check_scale(scale: float) -> float:
+    """The scale of the scores.
+
+    Raises:
+        KernelError: if it is not positive.
+    """
+    if not scale > 0:
+        raise KernelError(f"scale is {scale}; the Triton kernel takes the maximum before scaling and needs it positive")
+    return scale
 
 
 def _by_heads(

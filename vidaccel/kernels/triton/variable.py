@@ -11,14 +11,13 @@ from __future__ import annotations
 import torch
 
 from ...blockmask import block_lists
-from ...errors import KernelError
 from ...types import PRECISIONS, Precision
 from ...variablemask import VariableBlockMask
 from ..contract import AttentionResult, Skips
 from ..variable import check_call, variable_means
 from .configs import Config, arch_of, choose, kind_of
 from .kmeans import means
-from .launch import run_forward
+from .launch import check_scale, run_forward
 from .preparation import Prepared, room
 from .worklist import Pieces, WorkList
 
@@ -47,11 +46,8 @@ def launch(
         LayoutError: if shapes and mask do not fit together.
         KernelError: if ``scale`` is not positive, for a quantised precision, or skips.
     """
-    scale = check_call(q, k, v, mask, scale, precision, skips)
-    if not scale > 0:
-        raise KernelError(f"scale is {scale}; the Triton kernel takes the maximum before scaling and needs it positive")
+    scale = check_scale(check_call(q, k, v, mask, scale, precision, skips))
     batch, tokens, heads, channels = q.shape
-    tail = tail and not mask.is_full()
     if config is None:
         typical = -(-tokens // mask.q_sizes.shape[-1])
         config = choose(arch_of(q.device), kind_of(q.dtype, precision), channels, typical)

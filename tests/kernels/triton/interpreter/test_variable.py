@@ -65,3 +65,9 @@ def test_what_it_cannot_is_said() -> None:
     q, k, v, mask = random_variable()
     with pytest.raises(KernelError, match=r"scale is 0.0; .* positive"):
         launch(q, k, v, mask, scale=0.0)
+
+
+def test_a_full_mask_has_an_empty_tail() -> None:
+    call = random_variable(heads=2, tokens=70, blocks=(3, 5), density=1.0, dim=32)
+    assert call[3].is_full()
+    check(call, tail=True)
