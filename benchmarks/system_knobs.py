@@ -137,7 +137,8 @@ SYSTEMS: dict[str, System] = {
     # clusters
     "svg2": System(_with(_pattern("svg2", "mass", least=0.0, exact=True)), 0.01, 1.0),
     "svg2-blocks": System(_with(_pattern("svg2", "mass", least=0.0)), 0.01, 1.0),
-    "svg-ear-clusters": System(_with(_clustered), 0.02, 1.0),
+    "svg-ear-clusters": System(_with(_pattern("svg_ear", "density", keys=0.0313, exact=True)), 0.01, 1.0),
+    "svg-ear-runs": System(_with(_clustered), 0.02, 1.0),
     # from tokens
     "xattention": System(_with(_pattern("xattention", "mass", stride=8)), 0.01, 1.0),
     "svg": System(_with(_bands), 0.05, 16.0, FLAT),
@@ -164,8 +165,9 @@ SYSTEMS: dict[str, System] = {
     "fps": System(partial(_preset, "fps"), 1.0, 1.0),
 }
 
-#: Systems whose kernels have no other precision; in the tables' 8-bit parts ``svg2-blocks`` stands for svg2.
-NATIVE_ONLY = ("svg2",)
+#: Systems whose kernels have no other precision; in the tables' 8-bit parts ``svg2-blocks`` stands for svg2, and
+#: ``svg-ear-runs`` for svg-ear-clusters.
+NATIVE_ONLY = ("svg2", "svg-ear-clusters")
 
 
 def plan_of(system: System, knob: float, *, precision: str = "native", compensation: str | None = None) -> Plan:

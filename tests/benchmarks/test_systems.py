@@ -51,7 +51,7 @@ def test_settings_are_found_for_a_density(name: str, calls: Calls) -> None:
     system = SYSTEMS[name]
     coarse = {"sta": 0.1, "svg": 0.1, "anchor": 0.05, "delta": 0.1, "razor": 0.1, "s2": 0.05, "neighborhood": 0.1}
     coarse |= {"rettention": 0.1, "svg2": 0.1, "svg2-blocks": 0.1, "gna": 0.05}
-    rounds = 7 if "clusters" in name or "svg2" in name else 12  # k-means takes its time
+    rounds = 7 if "svg-ear-" in name or "svg2" in name else 12  # k-means takes its time
     found = calls.density(system, calls.knob(system, 0.35, rounds=rounds))
     assert found == pytest.approx(0.35, abs=coarse.get(name, 0.03))
 
@@ -65,7 +65,7 @@ def test_more_of_the_knob_keeps_more(calls: Calls) -> None:
 
 
 def test_systems_are_presets_or_patterns_on_their_way_to_one() -> None:
-    variants = {"svg2-blocks", "rectified-tail", "rectified-hilbert", "vsa-dropped", "tempcache"}
+    variants = {"svg2-blocks", "svg-ear-runs", "rectified-tail", "rectified-hilbert", "vsa-dropped", "tempcache"}
     patterns = {"anchor", "hash", "stochastic", "blasst"}
     assert set(SYSTEMS) - set(preset_names()) <= variants | patterns
     for system in SYSTEMS.values():

@@ -35,7 +35,8 @@ from vidaccel.patterns import (
     build_pattern,
     cluster_order,
 )
-from vidaccel.patterns.cluster_order import Sorted, cover_blocks
+from vidaccel.patterns.cluster_order import Sorted
+from vidaccel.patterns.cluster_pairs import cover_blocks
 from vidaccel.types import PRECISIONS
 
 QUERIES, KEYS = 7, 11

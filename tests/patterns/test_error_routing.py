@@ -12,7 +12,7 @@ from tests.patterns.calls import LAYOUTS, Head, expected, keeps_its_promises, ma
 from vidaccel.blockmask import BlockMask
 from vidaccel.kernels import reference
 from vidaccel.layout import TokenLayout
-from vidaccel.patterns import ErrorRouting, Heads, PooledTopK, choose_blocks, error_routing
+from vidaccel.patterns import ErrorRouting, Heads, PooledTopK, choose_blocks, scatter
 from vidaccel.types import TileShape, VideoGrid
 
 
@@ -38,7 +38,7 @@ def _oracle(head: Head, density: float) -> list[list[bool]]:
 
 @pytest.mark.parametrize("density", [0.1, 0.4])
 def test_it_is_its_formula(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(error_routing, "_AT_A_TIME", 1 << 13)  # one head at a time
+    monkeypatch.setattr(scatter, "_AT_A_TIME", 1 << 13)  # one head at a time
     keeps_its_promises(ErrorRouting(aim=density), lambda head: _oracle(head, density))
 
 

@@ -63,6 +63,7 @@ def test_names() -> None:
         "stochastic_top_k",
         "svg",
         "svg2",
+        "svg_ear",
         "xattention",
     ]
 

@@ -93,6 +93,7 @@ _OPTIONS: dict[str, Mapping[str, Draw]] = {
         **dict.fromkeys(("queries", "keys", "mass", "least"), _share),
         "exact": lambda d: d.random() < 0.7,
     },
+    "svg_ear": {"queries": _share, "keys": _share, "exact": lambda d: d.random() < 0.7},
     "clustered": {"queries": _share, "keys": _share},
     "xattention": {"mass": _share, "stride": lambda d: d.choice([4, 8, 16])},
     # compensations

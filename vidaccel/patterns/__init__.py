@@ -6,7 +6,6 @@ from .anchor import Anchor
 from .bands import SpatialBand, TemporalBand
 from .base import CoveragePattern, Pattern, StaticPattern
 from .clustered import Clustered
-from .clusters import Svg2
 from .dense import Dense
 from .draft import Draft
 from .dynamic import DynamicPattern, HeadOrder, Heads, choose_blocks
@@ -30,6 +29,8 @@ from .sliding_tile import SlidingTile
 from .sparge import Sparge
 from .stochastic import StochasticTopK
 from .svg import Svg
+from .svg2 import Svg2
+from .svg_ear import SvgEar
 from .union import Union
 from .xattention import XAttention
 
@@ -66,6 +67,7 @@ __all__ = [
     "StochasticTopK",
     "Svg",
     "Svg2",
+    "SvgEar",
     "TemporalBand",
     "Union",
     "XAttention",

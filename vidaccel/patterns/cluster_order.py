@@ -14,11 +14,10 @@ from ..kernels import triton as triton_kernels
 from ..kernels.contract import KernelRequest
 from ..layout import TokenLayout
 from ..types import PRECISIONS
-from ..variablemask import VariableBlockMask
 from .dynamic import DynamicPattern, HeadOrder, Heads
 from .params import Extent, check_count, check_extent, check_flag, resolve
 
-__all__ = ["ClusterOrder", "Sorted", "cluster_mask", "cover_blocks"]
+__all__ = ["ClusterOrder", "Sorted"]
 
 #: Power iterations for the axis along which clusters are lined up; only neighbourhoods need to come out.
 _TURNS = 12
@@ -104,42 +103,8 @@ class ClusterOrder(DynamicPattern):
         return f"{queries} query and {keys} key clusters"
 
 
-def cover_blocks(kept: torch.Tensor, queries: Sorted, keys: Sorted, layout: TokenLayout) -> torch.Tensor:
-    """Pairs of blocks that hold tokens of a kept pair of clusters, bool [B,H,NV,NV], from bool [B,H,Cq,Ck]."""
-    # kept pairs in any rectangle of clusters, from sums over all that begin in the corner
-    sums = torch.zeros(*kept.shape[:2], kept.shape[2] + 1, kept.shape[3] + 1, dtype=torch.int32, device=kept.device)
-    held = kept & (queries.counts > 0)[..., None] & (keys.counts > 0)[..., None, :]
-    sums[:, :, 1:, 1:] = held.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32)
-    for axis, side in ((2, queries), (3, keys)):
-        first, end = _spans(side, layout)
-        shape = list(sums.shape)
-        shape[axis] = first.shape[-1]
-        first, end = (x.unsqueeze(5 - axis).expand(shape) for x in (first, end))
-        sums = sums.gather(axis, end) - sums.gather(axis, first)
-    return sums > 0
-
-
-def cluster_mask(kept: torch.Tensor, queries: Sorted, keys: Sorted, layout: TokenLayout) -> VariableBlockMask:
-    """Clusters as blocks, from kept pairs of them, bool [B,H,Cq,Ck]; text, in the layout's blocks, attends all and is
-    attended by all."""
-    before, behind = (layout.num_text_blocks, 0) if layout.text_first else (0, layout.num_text_blocks)
-    text = layout.block_sizes[layout.text_blocks].to(kept.device).expand(*kept.shape[:2], -1)
-    with_text = torch.nn.functional.pad(kept, (before, behind, before, behind), value=True)
-    sizes = (torch.cat((text, x.counts) if before else (x.counts, text), dim=-1) for x in (queries, keys))
-    return VariableBlockMask(with_text, *sizes)
-
-
 def _count(clusters: Extent | None, layout: TokenLayout) -> int:
     return layout.num_video_blocks if clusters is None else resolve(clusters, layout.grid.tokens)
-
-
-def _spans(side: Sorted, layout: TokenLayout) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first cluster of each video block and the one behind its last, int64 [B,H,NV] both."""
-    ends = side.counts.cumsum(-1)
-    start = layout.video_start
-    edges = (layout.block_offsets[layout.video_blocks.start : layout.video_blocks.stop + 1] - start).to(ends.device)
-    first, last = (x.expand(*ends.shape[:2], -1).contiguous() for x in (edges[:-1], edges[1:] - 1))
-    return torch.searchsorted(ends, first, right=True), torch.searchsorted(ends, last, right=True) + 1
 
 
 def _cluster(x: torch.Tensor, count: int, memory: dict[str, Any], name: str, first: int, later: int) -> kmeans.Clusters:

@@ -7,19 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from ..layout import TokenLayout
 from .budgeted import BudgetedPattern
 from .dynamic import Heads
 from .ranking import block_probabilities, keep_largest, split_text
-from .rectangles import block_rows
 from .registry import register
+from .scatter import Groups, errors_of_means, scatter
 
 __all__ = ["ErrorRouting"]
-
-#: Half a variance above this is not believed: e^2 times the mass already puts a block first.
-_MOST = 2.0
-#: Entries of D x D matrices in memory at a time.
-_AT_A_TIME = 1 << 26
 
 
 @register
@@ -54,55 +48,11 @@ class ErrorRouting(BudgetedPattern):
         """The k largest of each row, bool [B,H,NV,NV]."""
         layout = heads.layout
         probability, _ = split_text(heads, block_probabilities(heads))
-        variance, missed = heads.once("scatter", lambda: self.scatter(heads))
-        error = probability * (variance / 2).clamp(max=_MOST).exp() * missed.clamp(min=0).sqrt()
+        error = errors_of_means(probability, *heads.once("scatter", lambda: self.scatter(heads)))
         return keep_largest(error / heads.sizes[layout.video_blocks], self.count(layout))
 
     def scatter(self, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
         """sigma_ij^2 and scale^2 <Q_i, M_j> of each pair of video blocks, float32 [B,H,NV,NV] both."""
-        layout = heads.layout
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (heads.q, heads.k, heads.v))
-        means = (heads.k_means, heads.v_means)
-        k_means, v_means = (x[:, :, layout.video_blocks].flatten(0, 1) for x in means)
-        dim = q.shape[-1]
-        step = max(1, _AT_A_TIME // (layout.num_video_blocks * dim * dim))
-        found = []
-        for begin in range(0, len(q), step):  # heads at a time, all of them unless the video is long
-            part = slice(begin, begin + step)
-            found.append(_scatter(q[part], k[part], v[part], k_means[part], v_means[part], layout))
-        shape = (*heads.pooled_logits.shape[:2], layout.num_video_blocks, layout.num_video_blocks)
-        variance, missed = (torch.cat(x).view(shape) * heads.scale**2 for x in zip(*found, strict=True))
-        return variance, missed
-
-
-def _scatter(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_means: torch.Tensor,
-    v_means: torch.Tensor,
-    layout: TokenLayout,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """<Q_i, C_j> and <Q_i, M_j> of heads [N,S,D] with means [N,NV,D], float32 [N,NV,NV] both."""
-    # a ranking needs few digits, and only 16-bit products run on tensor cores
-    dtype = torch.bfloat16 if q.element_size() == 2 else torch.float32
-    rows = block_rows(layout, None, q.device)[layout.video_blocks]
-    sizes = layout.block_sizes.to(q.device)[layout.video_blocks, None]
-    # shorter blocks are listed with repeated tokens, which must count nothing
-    weight = (torch.arange(rows.shape[1], device=q.device) < sizes) / sizes.sqrt()
-
-    def blocks(x: torch.Tensor, means: torch.Tensor | None = None) -> torch.Tensor:
-        if layout.uniform:
-            start = layout.video_start  # no token of a uniform layout is listed twice
-            listed = x[:, start : start + layout.grid.tokens].unflatten(1, rows.shape).float()
-        else:
-            listed = x[:, rows].float()
-        listed = listed if means is None else listed - means.unsqueeze(2)
-        return (listed * weight.unsqueeze(-1)).to(dtype)
-
-    queries, keys, values = blocks(q), blocks(k, k_means), blocks(v, v_means)
-    second = (queries.mT @ queries).flatten(2)
-    cross = keys.mT @ values
-    variance = second @ (keys.mT @ keys).flatten(2).mT
-    missed = second @ (cross @ cross.mT).flatten(2).mT
-    return variance.float(), missed.float()
+        video = heads.layout.video_blocks
+        blocks = Groups.blocks(heads.layout, heads.q.device)
+        return scatter(heads, (heads.k_means[:, :, video], heads.v_means[:, :, video]), blocks, blocks)

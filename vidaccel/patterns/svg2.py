@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from ..blockmask import BlockMask
 from ..layout import TokenLayout
-from ..variablemask import VariableBlockMask
-from .cluster_order import ClusterOrder, Sorted, cluster_mask, cover_blocks
+from .cluster_order import Sorted
+from .cluster_pairs import ClusterPairs
 from .dynamic import Heads
-from .params import check_flag, check_share
+from .params import check_share
 from .ranking import keep_mass
 from .registry import register
 
@@ -21,15 +20,12 @@ __all__ = ["Svg2"]
 
 @register
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Svg2(ClusterOrder):
+class Svg2(ClusterPairs):
     """Each query cluster keeps the key clusters that hold a share of its estimated attention.
 
     P_ij = n_j exp(scale * c_i . c_j) / sum, with centroids c and n_j tokens of key cluster j. Sorted by P, those are
     kept before which less than or exactly ``mass`` has been held, and in any case the first int(``least`` * Ck).
-    Source: SVG2 (Sparse VideoGen2). With ``exact`` blocks are the clusters, of whatever size, as published; text keeps
-    the layout's blocks. Without, tokens are sorted the same way but blocks keep the layout's size, and a pair of blocks
-    is kept as soon as it holds tokens of a kept pair of clusters: so it runs in every precision and with every
-    compensation, and computes more.
+    Source: SVG2 (Sparse VideoGen2), which is ``exact``.
 
     Measured: relative L2 error of the output with the pooled tail, mean over heads, on q, k, v of the shipped small
     model (one clip, noise .9, .6 and .3, three layers, 2,304 tokens in blocks of 64, 20 iterations). With the published
@@ -43,8 +39,7 @@ class Svg2(ClusterOrder):
     Args:
         mass: share of the attention to hold before no more is added.
         least: share of the key clusters that are always kept, rounded down.
-        exact: whether blocks are the clusters themselves.
-        queries, keys, first, later, lined_up: see :class:`ClusterOrder`.
+        exact, queries, keys, first, later, lined_up: see :class:`~.cluster_pairs.ClusterPairs`.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -54,39 +49,19 @@ class Svg2(ClusterOrder):
 
     mass: float = 0.9
     least: float = 0.1
-    exact: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(self.name, "mass", self.mass)
         check_share(self.name, "least", self.least, zero=True)
-        check_flag(self.name, "exact", self.exact)
 
-    @property
-    def variable(self) -> bool:
-        """With ``exact``."""
-        return self.exact
-
-    def mask(self, heads: Heads) -> BlockMask | VariableBlockMask:
-        """Kept pairs of clusters if ``exact``, else of the layout's blocks."""
-        if not self.exact:
-            return super().mask(heads)
-        queries, keys = self.clusters(heads)
-        return cluster_mask(self.pairs(queries, keys, heads.scale), queries, keys, heads.layout)
-
-    def choose(self, heads: Heads) -> torch.Tensor:
-        """Blocks that hold tokens of kept pairs of clusters, bool [B,H,NV,NV]."""
-        queries, keys = self.clusters(heads)
-        return cover_blocks(self.pairs(queries, keys, heads.scale), queries, keys, heads.layout)
-
-    def pairs(self, queries: Sorted, keys: Sorted, scale: float) -> torch.Tensor:
+    def pairs(self, heads: Heads, queries: Sorted, keys: Sorted) -> torch.Tensor:
         """Kept pairs of clusters, bool [B,H,Cq,Ck]."""
-        logits = queries.centroids * scale @ keys.centroids.mT + keys.counts.log()[..., None, :]
+        logits = queries.centroids * heads.scale @ keys.centroids.mT + keys.counts.log()[..., None, :]
         least = int(self.least * keys.counts.shape[-1] + 1e-9)  # .1 * 30 is 2.999 in floats
         return keep_mass(logits.softmax(-1), self.mass, least=least, beyond=True)
 
     def resolved(self, layout: TokenLayout) -> str:
         """Clusters and what is kept of them."""
         kept = f"{self.mass:g} of the attention between them, at least {self.least:.0%} of the keys'"
-        blocks = "as blocks of their own" if self.exact else f"rounded out to {layout.num_video_blocks} blocks"
-        return f"{self.sizes(layout)}, {kept}, {blocks}"
+        return f"{self.sizes(layout)}, {kept}, {self.blocks(layout)}"

@@ -1,0 +1,147 @@
+"""What a group's means leave out of its attention: how its logits and values scatter around them, to first order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..layout import TokenLayout
+from .dynamic import Heads
+from .rectangles import block_rows
+
+__all__ = ["Groups", "errors_of_means", "scatter"]
+
+#: Half a variance above this is not believed: e^2 times the mass already puts a block first.
+_MOST = 2.0
+#: Entries of D x D matrices in memory at a time.
+_AT_A_TIME = 1 << 26
+#: Tokens of a run that groups of any size are cut into.
+_RUN = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Groups of consecutive tokens, listed in runs of one length.
+
+    Args:
+        rows: int64 [1 or N, R, C], the tokens of each run in each of N heads; some again where a run has fewer.
+        weight: float32 like ``rows``: 1 / sqrt(tokens of the group), 0 where a token only fills a run up.
+        of: bool [N, M, R], the group of each run; ``None`` where run i is all of group i.
+        start: the first token, where the runs list each token from there on once; ``None`` where they do not.
+    """
+
+    rows: torch.Tensor
+    weight: torch.Tensor
+    of: torch.Tensor | None = None
+    start: int | None = None
+
+    @staticmethod
+    def blocks(layout: TokenLayout, device: torch.device) -> Groups:
+        """The layout's video blocks, each one run."""
+        rows = block_rows(layout, None, device)[layout.video_blocks]
+        sizes = layout.block_sizes.to(device)[layout.video_blocks, None]
+        weight = (torch.arange(rows.shape[1], device=device) < sizes) / sizes.sqrt()
+        return Groups(rows[None], weight[None], start=layout.video_start if layout.uniform else None)
+
+    @staticmethod
+    def sized(sizes: torch.Tensor, start: int = 0) -> Groups:
+        """Groups of ``sizes``, int64 [N,M], one behind the other from token ``start`` on; the same sum in every head.
+
+        The number of runs is the most that so many groups can need, so that nothing waits for the device.
+        """
+        tokens = int(sizes[0].sum())
+        count = sizes.shape[1]
+        of_group = (sizes + _RUN - 1) // _RUN
+        ends = of_group.cumsum(-1)
+        run = torch.arange(tokens // _RUN + count, device=sizes.device).expand(len(sizes), -1).contiguous()
+        group = torch.searchsorted(ends, run, right=True)
+        used, group = group < count, group.clamp(max=count - 1)
+        rank = (run - (ends - of_group).gather(1, group)) * _RUN
+        rank = rank[..., None] + torch.arange(_RUN, device=sizes.device)
+        size = sizes.gather(1, group)[..., None]
+        real = used[..., None] & (rank < size)
+        first = (sizes.cumsum(-1) - sizes).gather(1, group)[..., None]
+        rows = torch.where(real, first + rank, 0) + start
+        member = used[:, None] & (group[:, None] == torch.arange(count, device=sizes.device)[:, None])
+        return Groups(rows, real / size.clamp(min=1).sqrt(), member)
+
+    def heads(self, part: slice) -> Groups:
+        """The same for some of the heads."""
+        if self.of is None:
+            return self
+        return Groups(self.rows[part], self.weight[part], self.of[part])
+
+    def listed(self, x: torch.Tensor, means: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """Tokens x [N,S,D] without the means [N,M,D] of their groups, weighted: [N,R,C,D] in ``dtype``."""
+        if self.start is not None:
+            end = self.start + self.rows[0].numel()
+            found = x[:, self.start : end].unflatten(1, self.rows.shape[1:]).float()
+        elif self.of is None:
+            found = x[:, self.rows[0]].float()
+        else:
+            index = self.rows.flatten(1)[..., None].expand(-1, -1, x.shape[-1])
+            found = x.gather(1, index).unflatten(1, self.rows.shape[1:]).float()
+        if means is not None:
+            # each run has one group, so this picks
+            found = found - (means if self.of is None else self.of.mT.to(means.dtype) @ means).unsqueeze(2)
+        return (found * self.weight.unsqueeze(-1)).to(dtype)
+
+    def summed(self, products: torch.Tensor) -> torch.Tensor:
+        """Sums over the runs of each group, [N,M,D,D] of [N,R,D,D].
+
+        As products with a matrix of zeros and ones, which unlike scattered additions always add in one order.
+        """
+        if self.of is None:
+            return products
+        return (self.of.to(products.dtype) @ products.flatten(2)).unflatten(2, products.shape[2:])
+
+
+def scatter(
+    heads: Heads, means: tuple[torch.Tensor, torch.Tensor], queries: Groups, keys: Groups
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """sigma_ij^2 = scale^2 <Q_i, C_j> and scale^2 <Q_i, M_j> of each query and key group, float32 [B,H,MQ,MK] both.
+
+    Q_i is the mean of q q' over group i, C_j the covariance of keys, M_j = cov_j(k, v) cov_j(v, k).
+
+    Args:
+        means: those of keys and of values, [B,H,MK,D].
+        queries, keys: the groups; the N heads in them are those of all samples.
+    """
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (heads.q, heads.k, heads.v))
+    k_means, v_means = (x.flatten(0, 1).float() for x in means)
+    runs = max(x.rows.shape[1] for x in (queries, keys))
+    step = max(1, _AT_A_TIME // (runs * q.shape[-1] ** 2))
+    found = []
+    for begin in range(0, len(q), step):  # heads at a time, all of them unless the video is long
+        part = slice(begin, begin + step)
+        of_part = (k_means[part], v_means[part])
+        found.append(_scatter(q[part], k[part], v[part], of_part, queries.heads(part), keys.heads(part)))
+    shape = (heads.q.shape[0], heads.q.shape[2])
+    variance, missed = (torch.cat(x).unflatten(0, shape) * heads.scale**2 for x in zip(*found, strict=True))
+    return variance, missed
+
+
+def errors_of_means(probability: torch.Tensor, variance: torch.Tensor, missed: torch.Tensor) -> torch.Tensor:
+    """Root mean square over a query group of what it misses if means stand in for a key group: P e^(sigma^2 / 2) times
+    the root of ``missed``, both as :func:`scatter` has them."""
+    return probability * (variance / 2).clamp(max=_MOST).exp() * missed.clamp(min=0).sqrt()
+
+
+def _scatter(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    means: tuple[torch.Tensor, torch.Tensor],
+    queries: Groups,
+    keys: Groups,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # a ranking needs few digits, and only 16-bit products run on tensor cores
+    dtype = torch.bfloat16 if q.element_size() == 2 else torch.float32
+    q = queries.listed(q, None, dtype)
+    k, v = keys.listed(k, means[0], dtype), keys.listed(v, means[1], dtype)
+    second = queries.summed(q.mT @ q).flatten(2)
+    covariance, cross = keys.summed(k.mT @ k), keys.summed(k.mT @ v)
+    variance = second @ covariance.flatten(2).mT
+    missed = second @ (cross @ cross.mT).flatten(2).mT
+    return variance.float(), missed.float()
