@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_sums_over_groups_of_any_size(sizes: list[int], start: int, seed: int) -
     x = torch.randn(2, start + sum(sizes) + 3, 4, generator=generator)
     parts = [head[start : start + sum(sizes)].split(own) for head, own in zip(x, of_heads, strict=True)]
     means = torch.stack([torch.stack([p.mean(0) if len(p) else torch.zeros(4) for p in head]) for head in parts])
-    groups = Groups.sized(torch.tensor(of_heads), start)
+    groups = Groups.sized(torch.tensor(of_heads), slice(start, start + sum(sizes)))
     listed = groups.listed(x, means, torch.float32)
     found = groups.summed(listed.mT @ listed)
     assert found.shape == (2, len(sizes), 4, 4)
@@ -132,6 +133,18 @@ def test_sums_over_groups_of_any_size(sizes: list[int], start: int, seed: int) -
         for j, part in enumerate(head):
             wanted = torch.cov(part.double().T, correction=0) if len(part) else torch.zeros(4, 4).double()
             torch.testing.assert_close(found[n, j].double(), wanted.view(4, 4), atol=1e-5, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=20)
+@given(target=st.lists(st.integers(0, 6), max_size=20), wide=st.booleans())
+def test_sums_off_the_cpu_are_those_on_it(target: list[int], wide: bool) -> None:
+    """The way of other devices, run here: the operator is the same there."""
+    rows = torch.randint(-9, 9, (len(target), 3)).to(torch.float32 if wide else torch.bfloat16)  # exact in any order
+    where = torch.tensor(sorted(target), dtype=torch.int64)
+    with mock.patch.object(scatter, "_ADDS_IN_ORDER", ()):
+        other = scatter._sums(rows, where, 8)
+    assert torch.equal(other, scatter._sums(rows, where, 8))
+    assert torch.equal(other.sum(0), rows.sum(0))
 
 
 def test_without_exact_blocks_are_rounded_out_and_promise_no_density() -> None:

@@ -61,15 +61,15 @@ class SvgEar(ClusterPairs):
     def pairs(self, heads: Heads, queries: Sorted, keys: Sorted) -> torch.Tensor:
         """Kept pairs of clusters, bool [B,H,Cq,Ck]."""
         layout = heads.layout
-        start, tokens = layout.video_start, layout.grid.tokens
-        v_means = variable_means(heads.v[:, start : start + tokens], keys.counts)
-        sides = (Groups.sized(side.counts.flatten(0, 1), start) for side in (queries, keys))
+        tokens = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+        v_means = variable_means(heads.v[:, tokens], keys.counts)
+        sides = (Groups.sized(side.counts.flatten(0, 1), tokens) for side in (queries, keys))
         found = scatter(heads, (keys.centroids, v_means), *sides)
         logits = queries.centroids * heads.scale @ keys.centroids.mT + keys.counts.log()[..., None, :]
         sizes = keys.counts[..., None, :]
         # text would take the same share of every pair in a row, which changes no order
         error = errors_of_means(logits.float().softmax(-1), *found) / sizes.clamp(min=1)
-        return _largest_of_tokens(error, sizes, self.aim * tokens)
+        return _largest_of_tokens(error, sizes, self.aim * layout.grid.tokens)
 
     def density(self, layout: TokenLayout) -> float | None:
         """The share aimed at; without ``exact`` it depends on how clusters lie in blocks."""
