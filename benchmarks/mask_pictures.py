@@ -4,7 +4,8 @@ Rows are blocks of queries, columns blocks of keys, both in the order of the lay
 choose their blocks do so for one head of one call captured from the small model, each as near to one density as its
 setting allows; beside them the attention itself, summed over each pair of blocks. ``holds`` is the share of the
 attention of that head that is in the kept blocks, mean over queries. Blocks of which a pattern masks some tokens are
-lighter. Patterns that sort tokens in an order of their own are drawn in that order.
+lighter. Patterns that sort tokens in an order of their own are drawn in that order, and those whose blocks are clusters
+by their tokens.
 
     python -m benchmarks.mask_pictures [--density .35] [--call 4] [--head 0] [--folder docs/assets]
 """
@@ -29,8 +30,9 @@ from vidaccel.configs.plan import HeadPolicy
 from vidaccel.configs.presets import load_preset
 from vidaccel.files import atomic_path
 from vidaccel.layout import TokenLayout
-from vidaccel.patterns import DynamicPattern, Heads, StaticPattern, build_pattern, choose_blocks
+from vidaccel.patterns import DynamicPattern, Heads, StaticPattern, build_pattern
 from vidaccel.types import TileShape
+from vidaccel.variablemask import VariableBlockMask
 
 from .precision import GRID, Tensors, captured
 from .system_knobs import DEEP, FLAT, SYSTEMS, TILE, Calls
@@ -40,6 +42,8 @@ __all__ = ["Panel", "attention_of_blocks", "chosen_panels", "draw", "static_pane
 _COLUMNS = 6
 #: How dark a block is of which the pattern masks some tokens.
 _CUT = 0.45
+#: Of blocks of the tokens' own sizes every so many tokens are drawn.
+_EVERY = 4
 _DENSE_COLOUR, _EMPTY = "#1f3a5f", "#e9edf2"
 
 #: Patterns fixed by the grid, at settings that show their shape on a small one.
@@ -59,7 +63,7 @@ STATIC: dict[str, tuple[PatternSpec, TileShape]] = {
 #: Systems with the blocks of another one.
 NOT_DRAWN = (
     *("dense", "sta", "neighborhood", "gna", "rectified-tail"),
-    *("vsa-dropped", "delta", "razor", "tempcache", "rettention"),
+    *("vsa-dropped", "delta", "razor", "tempcache", "rettention", "svg2-blocks"),
 )
 
 
@@ -70,7 +74,7 @@ class Panel:
     Args:
         title: the pattern.
         note: one line below it.
-        cells: [query blocks, key blocks] in [0, 1]: 1 is kept.
+        cells: [queries, keys] in [0, 1], by blocks or by tokens: 1 is kept.
     """
 
     title: str
@@ -112,27 +116,33 @@ def chosen_panels(call: Tensors, density: float) -> list[Panel]:
         assert isinstance(made, HeadPolicy)
         layout = TokenLayout.of(GRID, system.tile)
         q, k, v = (x if layout is captured_in else layout.tile(captured_in.untile(x)) for x in call)
-        keep, seen = _kept(made.pattern, Heads(q, k, v, layout))
-        exact = attention_of_blocks(seen.q[0, :, 0], seen.k[0, :, 0], layout)
+        mask, seen = _mask(made.pattern, Heads(q, k, v, layout))
         if not found:
+            exact = attention_of_blocks(seen.q[0, :, 0], seen.k[0, :, 0], layout)
             found.append(Panel("attention itself", "by blocks, darker is more", exact / exact.max(1, keepdims=True)))
-        cells = keep[0, 0].double().numpy()
-        kept = BlockMask.from_dense(keep[:1, :1]).density(layout)
-        sizes = layout.block_sizes.double().numpy()
-        holds = float((exact * cells).sum(1) @ sizes / sizes.sum())
-        found.append(Panel(name, f"density {kept:.2f}, holds {holds:.2f}", cells))
+        found.append(_panel(name, mask, seen))
     return found
 
 
-def _kept(spec: PatternSpec, heads: Heads) -> tuple[torch.Tensor, Heads]:
-    """Kept pairs of all blocks, bool [B,H,NB,NB], and the heads in the order of those blocks."""
+def _mask(spec: PatternSpec, heads: Heads) -> tuple[BlockMask | VariableBlockMask, Heads]:
+    """What is kept, and the heads in the order of its blocks."""
     pattern = build_pattern(spec)
     if isinstance(pattern, StaticPattern):
-        return pattern.blocks(heads.layout).expand(heads.q.shape[0], heads.q.shape[2], -1, -1), heads
+        return pattern.mask(heads.layout), heads
     assert isinstance(pattern, DynamicPattern)
     order = pattern.order(heads)
     heads = heads if order is None else heads.reordered(order)
-    return choose_blocks(pattern, heads), heads
+    return pattern.mask(heads), heads
+
+
+def _panel(title: str, mask: BlockMask | VariableBlockMask, heads: Heads) -> Panel:
+    """Blocks of one size as one cell each, others by their tokens."""
+    layout = heads.layout
+    kept = mask.token_mask(layout)[0, 0]
+    exact = ((heads.q[0, :, 0] * heads.scale) @ heads.k[0, :, 0].mT).softmax(-1)
+    note = f"density {mask.density(layout):.2f}, holds {float((exact * kept).sum(-1).mean()):.2f}"
+    cells = mask.dense[0, 0] if isinstance(mask, BlockMask) else kept[::_EVERY, ::_EVERY]
+    return Panel(title, note, cells.double().numpy())
 
 
 def attention_of_blocks(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from benchmarks.precision import GRID, HEAD_DIM, HEADS
 from benchmarks.system_knobs import SYSTEMS, TILE, Calls, System, plan_of
 from benchmarks.system_runs import kernel_for, measure
 from benchmarks.system_store import Cell, Store, family, read_rows
+from vidaccel.configs.pattern_spec import PatternSpec
 from vidaccel.configs.plan import Plan
 from vidaccel.configs.presets import load_preset
 from vidaccel.errors import ConfigError
@@ -172,3 +173,13 @@ def test_pictures_show_what_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "masks.png"
     mask_pictures.draw(path, "title", panels)
     assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size < 300_000
+
+
+def test_blocks_of_the_clusters_own_sizes_are_drawn_by_their_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layout = TokenLayout.of(GRID, TILE)
+    heads = Heads(*(torch.randn(1, layout.tokens, 1, 16, generator=generator) for _ in range(3)), layout)
+    spec = PatternSpec.make("svg_ear", density=0.3, exact=True, first=2)
+    panel = mask_pictures._panel("clusters", *mask_pictures._mask(spec, heads))
+    assert panel.cells.shape == (576, 576)
+    assert panel.cells.mean() == pytest.approx(0.3, abs=0.01) and panel.note.startswith("density 0.30, holds 0.3")

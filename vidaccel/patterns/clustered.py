@@ -21,8 +21,9 @@ __all__ = ["Clustered"]
 class Clustered(ClusterOrder):
     """Another pattern's blocks, where a block is not a tile but a run of tokens sorted by cluster.
 
-    With ``error_routing`` and the pooled tail this is SVG-EAR: blocks whose means would serve worst are computed, and
-    means stand in for the others. Different here: SVG-EAR's blocks are the clusters themselves, of any size.
+    With ``error_routing`` and the pooled tail this is near SVG-EAR, whose blocks are the clusters themselves, of any
+    size. That is :class:`~.svg_ear.SvgEar`, which has half the error; this runs in every precision and with every
+    compensation.
 
     Measured: relative L2 error of the output with the pooled tail, mean over heads, at .11, .25 and .50 of the blocks,
     on q, k, v of the shipped small model (one clip, noise .9, .6 and .3, three layers, 2,304 tokens in blocks of 64,

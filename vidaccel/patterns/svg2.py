@@ -33,8 +33,8 @@ class Svg2(ClusterPairs):
     numbered); the error is .096 over clusters and .092 over blocks, where as many pairs in tiles have .090 by
     ``pooled_top_k`` and .063 by ``error_routing``. With a cluster to each block it is .51 of the pairs, .69 in blocks
     (.78 as numbered); .058 over clusters, where tiles have .097 and .068, and .038 over blocks. So many small clusters,
-    exactly, are better than tiles; ``clustered`` with ``error_routing`` is better still in this error (.044 at .50),
-    though not in video: see :class:`~.clustered.Clustered`.
+    exactly, are better than tiles; chosen by error instead of mass they are better still, .023 at .50: see
+    :class:`~.svg_ear.SvgEar`.
 
     Args:
         mass: share of the attention to hold before no more is added.
