@@ -104,6 +104,10 @@ def _clustered(density: float) -> PatternSpec:
     return PatternSpec.make("clustered", pattern=PatternSpec.make("error_routing", density=density))
 
 
+def _ear(**clusters: float) -> Callable[[float], PatternSpec]:
+    return _pattern("svg_ear", "density", exact=True, **clusters)
+
+
 def _along_hilbert(keep: float) -> PatternSpec:
     return PatternSpec.make("ordered", order="hilbert", pattern=_kept(keep))
 
@@ -137,7 +141,8 @@ SYSTEMS: dict[str, System] = {
     # clusters
     "svg2": System(_with(_pattern("svg2", "mass", least=0.0, exact=True)), 0.01, 1.0),
     "svg2-blocks": System(_with(_pattern("svg2", "mass", least=0.0)), 0.01, 1.0),
-    "svg-ear-clusters": System(_with(_pattern("svg_ear", "density", keys=0.0313, exact=True)), 0.01, 1.0),
+    "svg-ear-clusters": System(_with(_ear(queries=0.004, keys=0.0132)), 0.01, 1.0),
+    "svg-ear-fine": System(_with(_ear(keys=0.0313)), 0.01, 1.0),
     "svg-ear-runs": System(_with(_clustered), 0.02, 1.0),
     # from tokens
     "xattention": System(_with(_pattern("xattention", "mass", stride=8)), 0.01, 1.0),
@@ -167,7 +172,7 @@ SYSTEMS: dict[str, System] = {
 
 #: Systems whose kernels have no other precision; in the tables' 8-bit parts ``svg2-blocks`` stands for svg2, and
 #: ``svg-ear-runs`` for svg-ear-clusters.
-NATIVE_ONLY = ("svg2", "svg-ear-clusters")
+NATIVE_ONLY = ("svg2", "svg-ear-clusters", "svg-ear-fine")
 
 
 def plan_of(system: System, knob: float, *, precision: str = "native", compensation: str | None = None) -> Plan:
