@@ -65,7 +65,15 @@ def test_more_of_the_knob_keeps_more(calls: Calls) -> None:
 
 
 def test_systems_are_presets_or_patterns_on_their_way_to_one() -> None:
-    variants = {"svg2-blocks", "svg-ear-fine", "svg-ear-runs", "rectified-tail", "rectified-hilbert", "vsa-dropped", "tempcache"}
+    variants = {
+        "svg2-blocks",
+        "svg-ear-fine",
+        "svg-ear-runs",
+        "rectified-tail",
+        "rectified-hilbert",
+        "vsa-dropped",
+        "tempcache",
+    }
     patterns = {"anchor", "hash", "stochastic", "blasst"}
     assert set(SYSTEMS) - set(preset_names()) <= variants | patterns
     for system in SYSTEMS.values():
