@@ -147,6 +147,18 @@ def test_sums_off_the_cpu_are_those_on_it(target: list[int], wide: bool) -> None
     assert torch.equal(other.sum(0), rows.sum(0))
 
 
+def test_a_cluster_without_tokens_is_nobodys_only_one() -> None:
+    """Where no means err, all clusters are worth the same, and a row keeps one that holds something."""
+    layout = LAYOUTS[0]
+    far = torch.ones(1, 2, 3, 16)
+    far[:, :, 0] = 100.0
+    heads = Heads(*(torch.ones(1, layout.tokens, 2, 16) for _ in range(3)), layout, {"q": far, "k": far})
+    pattern = SvgEar(queries=3, keys=3, later=1, aim=0.01, lined_up=False, exact=True)
+    mask = pattern.mask(heads.reordered(pattern.order(heads)))
+    assert isinstance(mask, VariableBlockMask)
+    assert mask.kv_sizes[0, 0].tolist() == [0, layout.tokens, 0] and mask.density(layout) == 1.0
+
+
 def test_without_exact_blocks_are_rounded_out_and_promise_no_density() -> None:
     layout = LAYOUTS[1]
     call, memory = make_call(layout), dict[str, Any]()

@@ -68,8 +68,9 @@ class SvgEar(ClusterPairs):
         logits = queries.centroids * heads.scale @ keys.centroids.mT + keys.counts.log()[..., None, :]
         sizes = keys.counts[..., None, :]
         # text would take the same share of every pair in a row, which changes no order
-        error = errors_of_means(logits.float().softmax(-1), *found) / sizes.clamp(min=1)
-        return _largest_of_tokens(error, sizes, self.aim * layout.grid.tokens)
+        worth = errors_of_means(logits.float().softmax(-1), *found) / sizes.clamp(min=1)
+        # nothing is worth less than a cluster without tokens, which must not be the only one of a row
+        return _largest_of_tokens(worth.masked_fill(sizes == 0, -1.0), sizes, self.aim * layout.grid.tokens)
 
     def density(self, layout: TokenLayout) -> float | None:
         """The share aimed at; without ``exact`` it depends on how clusters lie in blocks."""
