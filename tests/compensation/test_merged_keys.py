@@ -15,6 +15,8 @@ from tests.patterns.calls import make_call
 from vidaccel.compensation import MergedKeys, build_compensation
 from vidaccel.configs.pattern_spec import CompensationSpec
 from vidaccel.errors import ConfigError
+from vidaccel.layout import TokenLayout
+from vidaccel.types import TileShape, VideoGrid
 
 
 def _groups(head: Head, block: int, parts: int) -> list[list[int]]:
@@ -77,6 +79,13 @@ def test_it_is_exact_where_a_place_stays_the_same_over_the_frames_of_a_block() -
         dense = call.full_with_lse()[0]
         torch.testing.assert_close(MergedKeys(parts=16).attend(call), dense, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(MergedKeys(parts=2).attend(call), dense, atol=1e-3)
+
+
+def test_no_more_parts_are_computed_than_blocks_have_places() -> None:
+    layout = TokenLayout.of(VideoGrid(5, 3, 6), TileShape(1, 1, 2))
+    calls = [call_of(make_call(layout), random_blocks(layout)) for _ in range(2)]
+    outs = [MergedKeys(parts=parts).attend(call) for parts, call in zip((2, 8), calls, strict=True)]
+    assert torch.equal(*outs) and calls[0].density == calls[1].density < 2
 
 
 def test_mistakes() -> None:

@@ -54,7 +54,7 @@ class MergedKeys(Compensation):
 
         def stand_ins(b: int, h: int, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             kept = call.kept[b % len(call.kept), h % call.kept.shape[1], blocks]
-            bias = logs.masked_fill(kept.repeat_interleave(self.parts, dim=-1), -math.inf)
+            bias = logs.masked_fill(kept.repeat_interleave(len(logs) // kept.shape[-1], dim=-1), -math.inf)
             k, v = (x[b, h].expand(len(blocks), -1, -1) for x in (keys, values))
             return k, v, bias
 
@@ -63,12 +63,14 @@ class MergedKeys(Compensation):
 
 @lru_cache(maxsize=32)
 def _groups(layout: TokenLayout, parts: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The group of each token, int64 [S], and the tokens of each, float32 [NB * parts]: ``parts`` a block."""
+    """The group of each token, int64 [S], and the tokens of each, float32 [NB * P]: P = ``parts`` a block, or as
+    many as any block has places."""
     _, h, w = layout.axis_sizes
     places = torch.ones(layout.num_blocks, dtype=torch.int64)
     places[layout.video_blocks] = (h[:, None] * w).flatten().repeat(layout.tile_counts[0])
     # text is never skipped; its blocks are cut like others so that every token has a group
     places[layout.text_blocks] = layout.block_sizes[layout.text_blocks]
+    parts = min(parts, int(places.max()))
     block = torch.repeat_interleave(torch.arange(layout.num_blocks), layout.block_sizes)
     # a tile's tokens are in raster order: its frames one after the other, each with all places
     place = (torch.arange(layout.tokens) - layout.block_offsets[block]) % places[block]
