@@ -29,7 +29,7 @@ from .system_knobs import TILE
 __all__ = ["computed", "main", "patterns"]
 
 DENSITIES = (0.11, 0.25, 0.5)
-_TILE = 64
+_ROWS = 64
 
 
 def patterns(density: float) -> dict[str, DynamicPattern]:
@@ -53,7 +53,7 @@ def computed(mask: BlockMask | VariableBlockMask, layout: TokenLayout) -> float:
         keep, rows, columns = mask.keep, mask.q_sizes, mask.kv_sizes
     else:
         keep, rows, columns = mask.dense, layout.block_sizes, layout.block_sizes
-    whole = [(sizes + _TILE - 1) // _TILE * _TILE for sizes in (rows, columns)]
+    whole = [(sizes + _ROWS - 1) // _ROWS * _ROWS for sizes in (rows, columns)]
     pairs = [((keep * keys[..., None, :]).sum(-1) * queries).sum() for queries, keys in (whole, (rows, columns))]
     return float(pairs[0] / pairs[1])
 

@@ -104,7 +104,7 @@ class AxisRule:
         layout = self.layout
         keep = torch.ones(self.heads, layout.tokens, layout.tokens, dtype=torch.bool)
         places = layout.token_coords.cpu().unbind(-1)
-        video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+        video = layout.video_tokens
         for matrix, place in zip(self.axes, places, strict=True):
             keep[:, video, video] &= matrix[:, place][:, :, place]
         return keep

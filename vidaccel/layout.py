@@ -116,6 +116,11 @@ class TokenLayout:
         """Position of the first video token in the sequence."""
         return self.text_tokens if self.text_first else 0
 
+    @property
+    def video_tokens(self) -> slice:
+        """The video's part of the sequence."""
+        return slice(self.video_start, self.video_start + self.grid.tokens)
+
     # -- blocks -------------------------------------------------------------------------------------------------
 
     @cached_property

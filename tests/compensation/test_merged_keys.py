@@ -82,10 +82,11 @@ def test_it_is_exact_where_a_place_stays_the_same_over_the_frames_of_a_block() -
 
 
 def test_no_more_parts_are_computed_than_blocks_have_places() -> None:
-    layout = TokenLayout.of(VideoGrid(5, 3, 6), TileShape(1, 1, 2))
-    calls = [call_of(make_call(layout), random_blocks(layout)) for _ in range(2)]
-    outs = [MergedKeys(parts=parts).attend(call) for parts, call in zip((2, 8), calls, strict=True)]
-    assert torch.equal(*outs) and calls[0].density == calls[1].density < 2
+    for text in (0, 21):
+        layout = TokenLayout.of(VideoGrid(6, 3, 6), TileShape(3, 1, 2), text_tokens=text)
+        calls = [call_of(make_call(layout), random_blocks(layout)) for _ in range(2)]
+        outs = [MergedKeys(parts=parts).attend(call) for parts, call in zip((2, 6), calls, strict=True)]
+        assert torch.equal(*outs) and calls[0].density == calls[1].density < 2
 
 
 def test_mistakes() -> None:

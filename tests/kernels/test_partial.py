@@ -131,7 +131,7 @@ def test_words_and_bits_are_the_rule(layout: TokenLayout, heads: int, share: flo
     rule = AxisRule(layout, *matrices)
     tables = rule_tables(rule, torch.device("cpu"))
     place = tables.query_place.long()[:, :, None] + tables.tile_place.long()[:, layout.block_of_token][:, None]
-    video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+    video = layout.video_tokens
     for head in range(heads):
         word = torch.zeros((), dtype=tables.words.dtype)
         for axis in range(3):

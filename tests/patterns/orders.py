@@ -27,7 +27,7 @@ def check_order(order: HeadOrder, layout: TokenLayout) -> None:
     for index in (order.q, order.k):
         everything = torch.arange(layout.tokens).expand(index.shape)
         assert torch.equal(index.sort(-1).values, everything)
-        video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+        video = layout.video_tokens
         text = torch.ones(layout.tokens, dtype=torch.bool)
         text[video] = False
         assert torch.equal(index[..., text], everything[..., text])

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from vidaccel.patterns import (
     Rectified,
     Reuse,
     Svg2,
+    SvgEar,
     build_pattern,
     cluster_order,
 )
@@ -84,7 +86,7 @@ class Oracle:
     def __call__(self, call: Heads, pattern: Svg2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Labels of the video's queries and keys, int64 [B,H,V], and kept pairs of its tokens, bool [B,H,V,V]."""
         layout = call.layout
-        video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+        video = layout.video_tokens
         found: list[list[Any]] = [[], [], []]
         for b in range(call.q.shape[0]):
             for h in range(call.q.shape[2]):
@@ -129,7 +131,7 @@ def test_it_is_its_formula_from_step_to_step(layout: TokenLayout, lined_up: bool
         order, blocks = choose(pattern, call)
         check_order(order, layout)
         queries, keys, pairs = oracle(call, pattern)
-        video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+        video = layout.video_tokens
         for b in range(2):
             for h in range(3):
                 for index, labels in ((order.q[b, h], queries[b, h]), (order.k[b, h], keys[b, h])):
@@ -155,7 +157,7 @@ def test_the_kernel_attends_at_least_the_kept_clusters(layout: TokenLayout) -> N
             for b in range(2)
         ]
     )
-    video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+    video = layout.video_tokens
     assert bool((kept[:, :, video, video] | ~pairs).all())
     attends_what_it_keeps(PATTERN, call, kept)
 
@@ -164,7 +166,7 @@ def test_the_kernel_attends_at_least_the_kept_clusters(layout: TokenLayout) -> N
 def test_exact_blocks_are_the_kept_clusters_and_nothing_else(layout: TokenLayout) -> None:
     """The published system: a softmax over the tokens of kept clusters, from step to step; text with everything."""
     pattern, oracle, memory = replace(PATTERN, exact=True), Oracle(), dict[str, Any]()
-    video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+    video = layout.video_tokens
     for seed in range(2):
         call = replace(make_call(layout, seed=seed), memory=memory)
         _, _, pairs = oracle(call, pattern)
@@ -309,14 +311,18 @@ def test_where_kernels_can_run_they_cluster(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append((centroids if isinstance(centroids, int) else tuple(centroids.shape), iterations))
         return kmeans.cluster(x, centroids, iterations)
 
+    means = Mock(side_effect=kmeans.means)
     module = ModuleType("vidaccel.kernels.triton.kmeans")
-    module.cluster = cluster  # type: ignore[attr-defined]
+    module.cluster, module.means = cluster, means  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(cluster_order.triton_kernels, "why_not", lambda request: None)
     call = make_call(LAYOUTS[0])
     for _ in range(2):
         choose(PATTERN, call)
     assert asked == [(QUERIES, 5), (KEYS, 5), ((2, 3, QUERIES, 16), 2), ((2, 3, KEYS, 16), 2)]
+    assert not means.called
+    choose(SvgEar(queries=QUERIES, keys=KEYS, aim=0.3), replace(call, memory={}))
+    assert means.call_count == 1, "the means of the values"
 
 
 def test_blocks_need_an_order_first() -> None:

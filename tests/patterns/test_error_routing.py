@@ -12,7 +12,7 @@ from tests.patterns.calls import LAYOUTS, Head, expected, keeps_its_promises, ma
 from vidaccel.blockmask import BlockMask
 from vidaccel.kernels import reference
 from vidaccel.layout import TokenLayout
-from vidaccel.patterns import ErrorRouting, Heads, PooledTopK, choose_blocks, scatter
+from vidaccel.patterns import ErrorRouting, Heads, PooledTopK, choose_blocks, spread
 from vidaccel.types import TileShape, VideoGrid
 
 
@@ -38,7 +38,7 @@ def _oracle(head: Head, density: float) -> list[list[bool]]:
 
 @pytest.mark.parametrize("density", [0.1, 0.4])
 def test_it_is_its_formula(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scatter, "_AT_A_TIME", 1 << 13)  # one head at a time
+    monkeypatch.setattr(spread, "_AT_A_TIME", 1 << 13)  # one head at a time
     keeps_its_promises(ErrorRouting(aim=density), lambda head: _oracle(head, density))
 
 
@@ -68,7 +68,7 @@ def test_sixteen_bits_rank_nearly_alike() -> None:
     call = make_call(LAYOUTS[1])
     low = Heads(*(x.bfloat16() for x in (call.q, call.k, call.v)), call.layout)
     pattern = ErrorRouting(aim=0.3)
-    for exact, rounded in zip(pattern.scatter(call), pattern.scatter(low), strict=True):
+    for exact, rounded in zip(pattern.spreads(call), pattern.spreads(low), strict=True):
         torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.01)
     assert (pattern.choose(low) == pattern.choose(call)).float().mean() > 0.97
 

@@ -41,7 +41,7 @@ def _choosable(seed: int, layout_number: int) -> Heads:
     call = make_call(layout, seed=seed)
     _, height, width = layout.grid
     frame, row, column = layout.token_coords.unbind(-1)
-    video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+    video = layout.video_tokens
     directions = torch.randn(height * width, 16, generator=torch.Generator().manual_seed(seed)).double() * 2
     for b in range(2):
         for h in range(3):

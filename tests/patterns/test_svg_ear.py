@@ -21,8 +21,8 @@ from vidaccel.errors import ConfigError
 from vidaccel.kernels.contract import KernelRequest
 from vidaccel.kernels.dispatch import select
 from vidaccel.layout import TokenLayout
-from vidaccel.patterns import Clustered, ErrorRouting, Heads, SvgEar, build_pattern, scatter
-from vidaccel.patterns.scatter import Groups
+from vidaccel.patterns import Clustered, ErrorRouting, Heads, SvgEar, build_pattern, spread
+from vidaccel.patterns.spread import Groups
 from vidaccel.types import PRECISIONS
 from vidaccel.variablemask import VariableBlockMask
 
@@ -59,9 +59,9 @@ def _kept(q: Array, k: Array, v: Array, counts: tuple[list[int], list[int]], den
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
 def test_it_is_its_formula_from_step_to_step(layout: TokenLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scatter, "_AT_A_TIME", 1 << 13)  # some heads at a time
-    monkeypatch.setattr(scatter, "_RUN", 8)  # clusters of several runs
-    video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+    monkeypatch.setattr(spread, "_AT_A_TIME", 1 << 13)  # some heads at a time
+    monkeypatch.setattr(spread, "_RUN", 8)  # clusters of several runs
+    video = layout.video_tokens
     memory = dict[str, Any]()
     for seed in range(2):
         call = replace(make_call(layout, seed=seed), memory=memory)
@@ -141,10 +141,18 @@ def test_sums_off_the_cpu_are_those_on_it(target: list[int], wide: bool) -> None
     """The way of other devices, run here: the operator is the same there."""
     rows = torch.randint(-9, 9, (len(target), 3)).to(torch.float32 if wide else torch.bfloat16)  # exact in any order
     where = torch.tensor(sorted(target), dtype=torch.int64)
-    with mock.patch.object(scatter, "_ADDS_IN_ORDER", ()):
-        other = scatter._sums(rows, where, 8)
-    assert torch.equal(other, scatter._sums(rows, where, 8))
-    assert torch.equal(other.sum(0), rows.sum(0))
+    with mock.patch.object(spread, "_ADDS_IN_ORDER", ()):
+        other = spread._sums(rows, where, 8)
+    assert torch.equal(other, spread._sums(rows, where, 8))
+    assert torch.equal(other.sum(0), rows.float().sum(0))
+
+
+@pytest.mark.parametrize("in_order", [("cpu",), ()])
+def test_a_cluster_of_very_many_runs_in_sixteen_bits(in_order: tuple[str, ...]) -> None:
+    """As much is added to the thousandth run as to the first."""
+    rows = torch.ones(5000, 2, dtype=torch.bfloat16)
+    with mock.patch.object(spread, "_ADDS_IN_ORDER", in_order):
+        assert torch.equal(spread._sums(rows, torch.zeros(5000, dtype=torch.int64), 1), torch.full((1, 2), 5000.0))
 
 
 def test_a_cluster_without_tokens_is_nobodys_only_one() -> None:

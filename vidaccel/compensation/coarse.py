@@ -71,7 +71,7 @@ class Coarse(Compensation):
             return out
         layout = heads.layout
         call.add_pairs((layout.num_video_blocks / layout.tokens) ** 2)
-        video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+        video = layout.video_tokens
         added = _coarse(heads) * (gate if gate.dim() == 0 else gate[:, video])
         if added.shape == out.shape:
             return out + added

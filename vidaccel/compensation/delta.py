@@ -16,7 +16,7 @@ from ..patterns.params import check_count, check_flag
 from ..patterns.sparge import self_similarity
 from .base import Call, Compensation
 from .registry import register
-from .rows import skipping_blocks, video_tokens, wide
+from .rows import skipping_blocks, wide
 
 __all__ = ["Delta"]
 
@@ -67,7 +67,7 @@ class Delta(Compensation):
         differences = wide(dense) - wide(out.transpose(1, 2).gather(2, index))
         left_alone = ~self._corrected(call)[..., runs.block]
         differences = differences.masked_fill(left_alone.unsqueeze(-1), 0.0)
-        tokens = video_tokens(layout)
+        tokens = layout.video_tokens
         added = differences[:, :, runs.of_token].transpose(1, 2)
         out[:, tokens] = (wide(out[:, tokens]) + added).to(out.dtype)
         return out
@@ -78,7 +78,7 @@ class Delta(Compensation):
         if not self.nearest:
             return runs.rows[:, 0].expand(batch, number, -1)
         layout = heads.layout
-        tokens = video_tokens(layout)
+        tokens = layout.video_tokens
         q = heads.q[:, tokens].transpose(1, 2).float()
         sums = q.new_zeros(batch, number, len(runs.rows), q.shape[-1]).index_add_(2, runs.of_token, q)
         means = sums / runs.sizes[:, None]

@@ -101,7 +101,7 @@ class Linear(Compensation):
         # pairs of the same number of multiplications: phi(k)^T v and phi(q) N
         call.add_pairs(heads.q.shape[-1] / layout.tokens)
         marginal = self._marginal(call) if self.form == "complement" else None
-        video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+        video = layout.video_tokens
         result = out.clone()
         for b, h in _chunks(heads, marginal is not None):
             branch = _linear(heads, _FEATURES[self.features], marginal, b, h)[:, video]

@@ -66,10 +66,8 @@ def _groups(layout: TokenLayout, parts: int, device: torch.device) -> tuple[torc
     """The group of each token, int64 [S], and the tokens of each, float32 [NB * P]: P = ``parts`` a block, or as
     many as any block has places."""
     _, h, w = layout.axis_sizes
-    places = torch.ones(layout.num_blocks, dtype=torch.int64)
+    places = torch.ones(layout.num_blocks, dtype=torch.int64)  # text is never skipped, so a block is one group
     places[layout.video_blocks] = (h[:, None] * w).flatten().repeat(layout.tile_counts[0])
-    # text is never skipped; its blocks are cut like others so that every token has a group
-    places[layout.text_blocks] = layout.block_sizes[layout.text_blocks]
     parts = min(parts, int(places.max()))
     block = torch.repeat_interleave(torch.arange(layout.num_blocks), layout.block_sizes)
     # a tile's tokens are in raster order: its frames one after the other, each with all places

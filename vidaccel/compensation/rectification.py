@@ -12,7 +12,7 @@ from ..patterns.params import check_flag
 from ..pooling import block_means
 from .base import Call, Compensation
 from .registry import register
-from .rows import video_tokens, wide
+from .rows import wide
 
 __all__ = ["Rectification"]
 
@@ -54,7 +54,7 @@ class Rectification(Compensation):
         rest = _probability(heads) * left
         share = 1 - rest.sum(-1, keepdim=True)  # exactly 1 where nothing is left
         added = rest @ heads.v_means[:, :, video]
-        tokens = video_tokens(layout)
+        tokens = layout.video_tokens
         block = layout.block_of_token[tokens].to(out.device) - video.start
         share, added = (x[:, :, block].transpose(1, 2) for x in (share, added))
         out[:, tokens] = (wide(out[:, tokens]) * share + added).to(out.dtype)

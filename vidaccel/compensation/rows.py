@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..layout import TokenLayout
 from .base import Call
 
-__all__ = ["skipping_blocks", "video_tokens", "wide"]
+__all__ = ["skipping_blocks", "wide"]
 
 
 def skipping_blocks(call: Call) -> torch.Tensor:
     """Blocks of queries that skip something, be it a part of a block: bool [1 or B, 1 or H, NB] on the device of q."""
     partial = call.blocks.partial.to(call.kept.device)
     return ~(call.kept & ~partial).all(-1)
-
-
-def video_tokens(layout: TokenLayout) -> slice:
-    """Where the video's tokens sit in the sequence."""
-    return slice(layout.video_start, layout.video_start + layout.grid.tokens)
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,9 @@ from ..types import PRECISIONS
 from .dynamic import DynamicPattern, HeadOrder, Heads
 from .params import Extent, check_count, check_extent, check_flag, resolve
 
-__all__ = ["ClusterOrder", "Sorted"]
+__all__ = ["ClusterOrder", "Sorted", "fastest"]
+
+_Cluster = Callable[[torch.Tensor, torch.Tensor | int, int], kmeans.Clusters]
 
 #: Power iterations for the axis along which clusters are lined up; only neighbourhoods need to come out.
 _TURNS = 12
@@ -75,7 +77,7 @@ class ClusterOrder(DynamicPattern):
     def order(self, heads: Heads) -> HeadOrder:
         """Queries by query cluster, keys and values by key cluster; leaves both for :meth:`clusters`."""
         layout = heads.layout
-        video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+        video = layout.video_tokens
         sides = []
         for name, x, count in (("q", heads.q, self.queries), ("k", heads.k, self.keys)):
             found = _cluster(x[:, video], _count(count, layout), heads.memory, name, self.first, self.later)
@@ -112,14 +114,19 @@ def _cluster(x: torch.Tensor, count: int, memory: dict[str, Any], name: str, fir
     before = memory.get(name)
     fits = before is not None and before.shape == (x.shape[0], x.shape[2], count, x.shape[3])
     warm = before.to(x.device) if before is not None and fits else None
-    cluster: Callable[[torch.Tensor, torch.Tensor | int, int], kmeans.Clusters] = kmeans.cluster
-    if triton_kernels.why_not(KernelRequest.of(x, PRECISIONS["native"])) is None:
-        from ..kernels.triton.kmeans import cluster as on_cuda
-
-        cluster = on_cuda
+    cluster, _ = fastest(x)
     found = cluster(x, count, first) if warm is None else cluster(x, warm, later)
     memory[name] = found.centroids.to(x.dtype)  # k-means rounds them to it anyway, and every layer keeps its own
     return found
+
+
+def fastest(x: torch.Tensor) -> tuple[_Cluster, kmeans.Means]:
+    """The k-means and the means of clusters that run fastest where x is."""
+    if triton_kernels.why_not(KernelRequest.of(x, PRECISIONS["native"])) is not None:
+        return kmeans.cluster, kmeans.means
+    from ..kernels.triton.kmeans import cluster, means
+
+    return cluster, means
 
 
 def _as_numbered(found: kmeans.Clusters) -> tuple[Sorted, torch.Tensor]:

@@ -14,7 +14,7 @@ from .cluster_order import ClusterOrder, Sorted
 from .dynamic import Heads
 from .params import check_flag
 
-__all__ = ["ClusterPairs", "cover_blocks"]
+__all__ = ["ClusterPairs", "cluster_logits", "cover_blocks"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +62,11 @@ class ClusterPairs(ClusterOrder):
     def blocks(self, layout: TokenLayout) -> str:
         """What the blocks are, for reports."""
         return "as blocks of their own" if self.exact else f"rounded out to {layout.num_video_blocks} blocks"
+
+
+def cluster_logits(queries: Sorted, keys: Sorted, scale: float) -> torch.Tensor:
+    """scale * c_i . c_j + log n_j of centroids c, [...,Cq,Ck]: a softmax over j estimates the attention of clusters."""
+    return queries.centroids * scale @ keys.centroids.mT + keys.counts.log()[..., None, :]
 
 
 def cover_blocks(kept: torch.Tensor, queries: Sorted, keys: Sorted, layout: TokenLayout) -> torch.Tensor:

@@ -11,7 +11,7 @@ from .budgeted import BudgetedPattern
 from .dynamic import Heads
 from .ranking import block_probabilities, keep_largest, split_text
 from .registry import register
-from .scatter import Groups, errors_of_means, scatter
+from .spread import Groups, Spreads, spreads
 
 __all__ = ["ErrorRouting"]
 
@@ -48,11 +48,13 @@ class ErrorRouting(BudgetedPattern):
         """The k largest of each row, bool [B,H,NV,NV]."""
         layout = heads.layout
         probability, _ = split_text(heads, block_probabilities(heads))
-        error = errors_of_means(probability, *heads.once("scatter", lambda: self.scatter(heads)))
+        found = heads.once("spreads", lambda: self.spreads(heads))
+        error = found.errors(probability.flatten(0, 1)).view_as(probability)
         return keep_largest(error / heads.sizes[layout.video_blocks], self.count(layout))
 
-    def scatter(self, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
-        """sigma_ij^2 and scale^2 <Q_i, M_j> of each pair of video blocks, float32 [B,H,NV,NV] both."""
+    def spreads(self, heads: Heads) -> Spreads:
+        """Of all video blocks, for the heads of all samples."""
         video = heads.layout.video_blocks
         blocks = Groups.blocks(heads.layout, heads.q.device)
-        return scatter(heads, (heads.k_means[:, :, video], heads.v_means[:, :, video]), blocks, blocks)
+        found = spreads(heads, (heads.k_means[:, :, video], heads.v_means[:, :, video]), blocks, blocks)
+        return Spreads(*(torch.cat(x) for x in zip(*(part for _, part in found), strict=True)))

@@ -12,7 +12,7 @@ import torch
 
 from .dynamic import Heads
 
-__all__ = ["block_probabilities", "blocks_of", "keep_counted", "keep_largest", "keep_mass", "split_text"]
+__all__ = ["block_probabilities", "blocks_of", "keep_counted", "keep_largest", "keep_mass", "keep_tokens", "split_text"]
 
 
 def block_probabilities(heads: Heads) -> torch.Tensor:
@@ -40,6 +40,24 @@ def keep_counted(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     order = scores.argsort(dim=-1, descending=True, stable=True)
     kept = torch.arange(scores.shape[-1], device=scores.device) < counts
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, kept.expand(order.shape))
+
+
+def keep_tokens(scores: torch.Tensor, sizes: torch.Tensor, tokens: float) -> torch.Tensor:
+    """Marks the largest entries of each row, as many as hold nearest to so many tokens and at least one.
+
+    Args:
+        scores: [..., N].
+        sizes: int32, tokens of each entry, broadcasts to ``scores``.
+        tokens: what a row is to hold.
+
+    Returns:
+        bool like ``scores``.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    sizes = sizes.expand(scores.shape).gather(-1, order)
+    kept = sizes.cumsum(-1, dtype=torch.int32) - sizes / 2 <= tokens
+    kept[..., 0] = True
+    return torch.zeros_like(kept).scatter_(-1, order, kept)
 
 
 def keep_mass(

@@ -9,7 +9,7 @@ import torch
 
 from ..layout import TokenLayout
 from .cluster_order import Sorted
-from .cluster_pairs import ClusterPairs
+from .cluster_pairs import ClusterPairs, cluster_logits
 from .dynamic import Heads
 from .params import check_share
 from .ranking import keep_mass
@@ -57,9 +57,9 @@ class Svg2(ClusterPairs):
 
     def pairs(self, heads: Heads, queries: Sorted, keys: Sorted) -> torch.Tensor:
         """Kept pairs of clusters, bool [B,H,Cq,Ck]."""
-        logits = queries.centroids * heads.scale @ keys.centroids.mT + keys.counts.log()[..., None, :]
+        probability = cluster_logits(queries, keys, heads.scale).softmax(-1)
         least = int(self.least * keys.counts.shape[-1] + 1e-9)  # .1 * 30 is 2.999 in floats
-        return keep_mass(logits.softmax(-1), self.mass, least=least, beyond=True)
+        return keep_mass(probability, self.mass, least=least, beyond=True)
 
     def resolved(self, layout: TokenLayout) -> str:
         """Clusters and what is kept of them."""

@@ -9,12 +9,13 @@ import torch
 
 from ..kernels.variable import variable_means
 from ..layout import TokenLayout
-from .cluster_order import Sorted
-from .cluster_pairs import ClusterPairs
+from .cluster_order import Sorted, fastest
+from .cluster_pairs import ClusterPairs, cluster_logits
 from .dynamic import Heads
 from .params import check_share
+from .ranking import keep_tokens
 from .registry import register
-from .scatter import Groups, errors_of_means, scatter
+from .spread import Groups, spreads
 
 __all__ = ["SvgEar"]
 
@@ -60,17 +61,22 @@ class SvgEar(ClusterPairs):
 
     def pairs(self, heads: Heads, queries: Sorted, keys: Sorted) -> torch.Tensor:
         """Kept pairs of clusters, bool [B,H,Cq,Ck]."""
-        layout = heads.layout
-        tokens = slice(layout.video_start, layout.video_start + layout.grid.tokens)
-        v_means = variable_means(heads.v[:, tokens], keys.counts)
-        sides = (Groups.sized(side.counts.flatten(0, 1), tokens) for side in (queries, keys))
-        found = scatter(heads, (keys.centroids, v_means), *sides)
-        logits = queries.centroids * heads.scale @ keys.centroids.mT + keys.counts.log()[..., None, :]
-        sizes = keys.counts[..., None, :]
-        # text would take the same share of every pair in a row, which changes no order
-        worth = errors_of_means(logits.float().softmax(-1), *found) / sizes.clamp(min=1)
-        # nothing is worth less than a cluster without tokens, which must not be the only one of a row
-        return _largest_of_tokens(worth.masked_fill(sizes == 0, -1.0), sizes, self.aim * layout.grid.tokens)
+        video, budget = heads.layout.video_tokens, self.aim * heads.layout.grid.tokens
+        _, means = fastest(heads.v)
+        v_means = variable_means(heads.v[:, video], keys.counts, means)
+        queries, keys = (Sorted(*(x.flatten(0, 1) for x in side)) for side in (queries, keys))
+        shape = (*v_means.shape[:2], queries.counts.shape[1], keys.counts.shape[1])
+        groups = (Groups.sized(side.counts, video) for side in (queries, keys))
+        kept = []
+        for part, found in spreads(heads, (keys.centroids.view(v_means.shape), v_means), *groups):
+            own, others = (Sorted(*(x[part] for x in side)) for side in (queries, keys))
+            # text would take the same share of every pair in a row, which changes no order
+            probability = cluster_logits(own, others, heads.scale).float().softmax(-1)
+            sizes = others.counts[:, None].int()
+            worth = found.errors(probability) / sizes.clamp(min=1)
+            # nothing is worth less than a cluster without tokens, which must not be the only one of a row
+            kept.append(keep_tokens(worth.masked_fill(sizes == 0, -1.0), sizes, budget))
+        return torch.cat(kept).view(shape)
 
     def density(self, layout: TokenLayout) -> float | None:
         """The share aimed at; without ``exact`` it depends on how clusters lie in blocks."""
@@ -79,13 +85,3 @@ class SvgEar(ClusterPairs):
     def resolved(self, layout: TokenLayout) -> str:
         """Clusters and what is kept of them."""
         return f"{self.sizes(layout)}, {self.aim:.1%} of the tokens for each, {self.blocks(layout)}"
-
-
-def _largest_of_tokens(scores: torch.Tensor, sizes: torch.Tensor, tokens: float) -> torch.Tensor:
-    """Marks the largest entries of each row, as many as hold nearest to so many tokens and at least one, bool like
-    ``scores`` [...,N]; ``sizes`` broadcasts to them."""
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    sizes = sizes.expand(scores.shape).gather(-1, order)
-    kept = sizes.cumsum(-1) - sizes / 2 <= tokens
-    kept[..., 0] = True
-    return torch.zeros_like(kept).scatter_(-1, order, kept)

@@ -55,7 +55,7 @@ def rule_tables(rule: AxisRule, device: torch.device) -> RuleTables:
         )
     words, query_place, tile_place = [], [], []
     bits = torch.zeros(layout.tokens, dtype=torch.int64)
-    video = slice(layout.video_start, layout.video_start + layout.grid.tokens)
+    video = layout.video_tokens
     shift = before = 0
     axes = zip(
         rule.axes,

@@ -1,8 +1,10 @@
-"""What a group's means leave out of its attention: how its logits and values scatter around them, to first order."""
+"""What a group's means leave out of its attention: how its logits and values spread around them, to first order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -10,11 +12,11 @@ from ..layout import TokenLayout
 from .dynamic import Heads
 from .rectangles import block_rows
 
-__all__ = ["Groups", "errors_of_means", "scatter"]
+__all__ = ["Groups", "Spreads", "spreads"]
 
 #: Half a variance above this is not believed: e^2 times the mass already puts a block first.
 _MOST = 2.0
-#: Entries of D x D matrices in memory at a time.
+#: Entries of D x D matrices, or of tables over pairs of groups, in memory at a time.
 _AT_A_TIME = 1 << 26
 #: Devices whose index_add_ always adds in the same order; on a CPU it takes a tenth of the time of segments.
 _ADDS_IN_ORDER = ("cpu",)
@@ -55,16 +57,13 @@ class Groups:
         The number of runs is the most that so many groups can need, so that nothing waits for the device.
         """
         count = sizes.shape[1]
-        of_group = (sizes + _RUN - 1) // _RUN
-        ends = of_group.cumsum(-1)
-        run = (
-            torch.arange((tokens.stop - tokens.start) // _RUN + count, device=sizes.device)
-            .expand(len(sizes), -1)
-            .contiguous()
-        )
-        of = torch.searchsorted(ends, run, right=True)
+        runs = (sizes + _RUN - 1) // _RUN
+        ends = runs.cumsum(-1)
+        number = torch.arange((tokens.stop - tokens.start) // _RUN + count, device=sizes.device)
+        number = number.expand(len(sizes), -1).contiguous()
+        of = torch.searchsorted(ends, number, right=True)
         group = of.clamp(max=count - 1)
-        rank = (run - (ends - of_group).gather(1, group)) * _RUN
+        rank = (number - (ends - runs).gather(1, group)) * _RUN
         rank = rank[..., None] + torch.arange(_RUN, device=sizes.device)
         size = sizes.gather(1, group)[..., None]
         real = (of < count)[..., None] & (rank < size)
@@ -72,11 +71,11 @@ class Groups:
         rows = torch.where(real, first + rank, 0) + tokens.start
         return Groups(rows, real / size.clamp(min=1).sqrt(), count, of)
 
-    def heads(self, part: slice) -> Groups:
+    def part(self, heads: slice) -> Groups:
         """The same for some of the heads."""
         if self.of is None:
             return self
-        return Groups(self.rows[part], self.weight[part], self.count, self.of[part])
+        return Groups(self.rows[heads], self.weight[heads], self.count, self.of[heads])
 
     def listed(self, x: torch.Tensor, means: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """Tokens x [N,S,D] without the means [N,M,D] of their groups, weighted: [N,R,C,D] in ``dtype``."""
@@ -102,42 +101,49 @@ class Groups:
         heads, groups = len(products), self.count + 1  # the last takes runs without a group
         flat = products.flatten(0, 1).flatten(1)
         target = (self.of + groups * torch.arange(heads, device=flat.device)[:, None]).flatten()
-        sums = _sums(flat, target, heads * groups)
+        sums = _sums(flat, target, heads * groups).to(products.dtype)
         return sums.view(heads, groups, *products.shape[2:])[:, :-1]
 
 
-def scatter(
-    heads: Heads, means: tuple[torch.Tensor, torch.Tensor], queries: Groups, keys: Groups
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """sigma_ij^2 = scale^2 <Q_i, C_j> and scale^2 <Q_i, M_j> of each query and key group, float32 [B,H,MQ,MK] both.
+class Spreads(NamedTuple):
+    """What means miss for each pair of a query and a key group, float32 [N,MQ,MK] both.
 
-    Q_i is the mean of q q' over group i, C_j the covariance of keys, M_j = cov_j(k, v) cov_j(v, k).
+    Attributes:
+        variance: sigma_ij^2 = scale^2 <Q_i, C_j>, where Q_i is the mean of q q' over group i and C_j the covariance of
+            keys over group j.
+        missed: scale^2 <Q_i, M_j>, M_j = cov_j(k, v) cov_j(v, k).
+    """
+
+    variance: torch.Tensor
+    missed: torch.Tensor
+
+    def errors(self, probability: torch.Tensor) -> torch.Tensor:
+        """Root mean square over a query group of what it misses if means stand in for a key group: P e^(sigma^2 / 2)
+        times the root of ``missed``."""
+        return probability * (self.variance / 2).clamp(max=_MOST).exp() * self.missed.clamp(min=0).sqrt()
+
+
+def spreads(
+    heads: Heads, means: tuple[torch.Tensor, torch.Tensor], queries: Groups, keys: Groups
+) -> Iterator[tuple[slice, Spreads]]:
+    """Those of some heads at a time, all at once unless the video is long, and which of the N = B * H heads they are.
 
     Args:
         means: those of keys and of values, [B,H,MK,D].
-        queries, keys: the groups; the N heads in them are those of all samples.
+        queries, keys: the groups.
     """
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (heads.q, heads.k, heads.v))
     k_means, v_means = (x.flatten(0, 1).float() for x in means)
     runs = max(x.rows.shape[1] for x in (queries, keys))
-    step = max(1, _AT_A_TIME // (runs * q.shape[-1] ** 2))
-    found = []
-    for begin in range(0, len(q), step):  # heads at a time, all of them unless the video is long
-        part = slice(begin, begin + step)
+    step = max(1, _AT_A_TIME // max(runs * q.shape[-1] ** 2, queries.count * keys.count))
+    for begin in range(0, len(q), step):
+        part = slice(begin, min(begin + step, len(q)))
         of_part = (k_means[part], v_means[part])
-        found.append(_scatter(q[part], k[part], v[part], of_part, queries.heads(part), keys.heads(part)))
-    shape = (heads.q.shape[0], heads.q.shape[2])
-    variance, missed = (torch.cat(x).unflatten(0, shape) * heads.scale**2 for x in zip(*found, strict=True))
-    return variance, missed
+        variance, missed = _products(q[part], k[part], v[part], of_part, queries.part(part), keys.part(part))
+        yield part, Spreads(variance * heads.scale**2, missed * heads.scale**2)
 
 
-def errors_of_means(probability: torch.Tensor, variance: torch.Tensor, missed: torch.Tensor) -> torch.Tensor:
-    """Root mean square over a query group of what it misses if means stand in for a key group: P e^(sigma^2 / 2) times
-    the root of ``missed``, both as :func:`scatter` has them."""
-    return probability * (variance / 2).clamp(max=_MOST).exp() * missed.clamp(min=0).sqrt()
-
-
-def _scatter(
+def _products(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -157,8 +163,9 @@ def _scatter(
 
 
 def _sums(rows: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
-    """Sums [count,C] of the ``rows`` [R,C] that have one ``target``, int64 [R] and ascending; 0 where there is none."""
+    """Sums of the ``rows`` [R,C] of one ``target``, int64 [R], ascending: float32 [count,C], 0 where there is none."""
     if rows.device.type in _ADDS_IN_ORDER:
-        return torch.zeros(count, rows.shape[1], dtype=rows.dtype).index_add_(0, target, rows)
+        return torch.zeros(count, rows.shape[1]).index_add_(0, target, rows.float())
     ends = torch.searchsorted(target, torch.arange(count + 1, device=rows.device))
-    return torch.segment_reduce(rows, "sum", lengths=ends.diff(), axis=0, initial=0, unsafe=True)
+    # in 16 bits the sum of many rows would stop growing
+    return torch.segment_reduce(rows.float(), "sum", lengths=ends.diff(), axis=0, initial=0, unsafe=True)
