@@ -24,7 +24,7 @@ from vidaccel.types import PRECISIONS
 from vidaccel.variablemask import VariableBlockMask
 
 from .precision import GRID, Tensors, captured
-from .system_knobs import TILE
+from .system_knobs import TILE, chosen
 
 __all__ = ["computed", "main", "patterns"]
 
@@ -60,14 +60,11 @@ def computed(mask: BlockMask | VariableBlockMask, layout: TokenLayout) -> float:
 
 def _measured(pattern: DynamicPattern, call: Tensors, layout: TokenLayout) -> tuple[float, float, float]:
     """Density, error and :func:`computed` of one call."""
-    heads = Heads(*call, layout)
-    order = pattern.order(heads)
-    heads = heads if order is None else heads.reordered(order)
-    mask = pattern.mask(heads)
+    mask, heads = chosen(pattern, Heads(*call, layout))
     kernel = select(KernelRequest.of(heads.q, PRECISIONS["native"], tail=True, variable=pattern.variable))
     out = kernel(heads.q, heads.k, heads.v, layout, mask, tail=True)
     assert isinstance(out, torch.Tensor)
-    out = out if order is None else order.restore(out)
+    out = out if heads.order is None else heads.order.restore(out)
     q, k, v = (x.transpose(1, 2) for x in call)
     exact = scaled_dot_product_attention(q, k, v).transpose(1, 2)
     off, all_of = (x.square().sum((0, 1, 3)).sqrt() for x in (out - exact, exact))

@@ -35,7 +35,7 @@ from vidaccel.types import TileShape
 from vidaccel.variablemask import VariableBlockMask
 
 from .precision import GRID, Tensors, captured
-from .system_knobs import DEEP, FLAT, SYSTEMS, TILE, Calls
+from .system_knobs import DEEP, FLAT, SYSTEMS, TILE, Calls, chosen
 
 __all__ = ["Panel", "attention_of_blocks", "chosen_panels", "draw", "static_panels"]
 
@@ -130,9 +130,7 @@ def _mask(spec: PatternSpec, heads: Heads) -> tuple[BlockMask | VariableBlockMas
     if isinstance(pattern, StaticPattern):
         return pattern.mask(heads.layout), heads
     assert isinstance(pattern, DynamicPattern)
-    order = pattern.order(heads)
-    heads = heads if order is None else heads.reordered(order)
-    return pattern.mask(heads), heads
+    return chosen(pattern, heads)
 
 
 def _panel(title: str, mask: BlockMask | VariableBlockMask, heads: Heads) -> Panel:

@@ -198,10 +198,11 @@ def _changed(head: HeadPolicy, *, precision: str, compensation: str | None) -> H
     return head
 
 
-def chosen(pattern: DynamicPattern, heads: Heads) -> BlockMask | VariableBlockMask:
-    """Blocks that a pattern keeps, in its own order of tokens if it has one."""
+def chosen(pattern: DynamicPattern, heads: Heads) -> tuple[BlockMask | VariableBlockMask, Heads]:
+    """What a pattern keeps, and the heads in the order of its blocks, which may be its own."""
     order = pattern.order(heads)
-    return pattern.mask(heads if order is None else heads.reordered(order))
+    heads = heads if order is None else heads.reordered(order)
+    return pattern.mask(heads), heads
 
 
 @dataclass(eq=False)
@@ -233,7 +234,7 @@ class Calls:
         found = []
         for sample in self.samples:
             q, k, v = (x if layout is captured_in else layout.tile(captured_in.untile(x)) for x in sample)
-            found.append(chosen(pattern, Heads(q, k, v, layout)).density(layout))
+            found.append(chosen(pattern, Heads(q, k, v, layout))[0].density(layout))
         return sum(found) / len(found)
 
     def knob(self, system: System, aimed: float, *, rounds: int = 12) -> float:

@@ -191,8 +191,7 @@ class TokenLayout:
     @cached_property
     def token_coords(self) -> torch.Tensor:
         """(frame, row, column) of each *video* token in layout order, int64 [grid.tokens, 3] on ``device``."""
-        start = self.video_start
-        raster = self.order[start : start + self.grid.tokens] - start
+        raster = self.order[self.video_tokens] - self.video_start
         _, height, width = self.grid
         return torch.stack([raster // (height * width), raster // width % height, raster % width], dim=-1)
 

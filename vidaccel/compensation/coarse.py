@@ -86,8 +86,7 @@ def _coarse(heads: Heads) -> torch.Tensor:
     video = layout.video_blocks
     weights = heads.pooled_logits[:, :, video, video].softmax(-1)
     coarse = (weights @ heads.v_means[:, :, video]).to(heads.q.dtype).transpose(1, 2)
-    start = layout.video_start
-    block = layout.block_of_token[start : start + layout.grid.tokens].to(coarse.device) - video.start
+    block = layout.block_of_token[layout.video_tokens].to(coarse.device) - video.start
     return coarse.index_select(1, block)
 
 

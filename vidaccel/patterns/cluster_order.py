@@ -153,7 +153,6 @@ def _line_up(found: kmeans.Clusters) -> tuple[Sorted, torch.Tensor]:
 
 def _with_text(tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     """Places of the whole sequence, int64 [B,H,S], from those of video tokens among themselves."""
-    start = layout.video_start
     index = torch.arange(layout.tokens, device=tokens.device).repeat(*tokens.shape[:2], 1)
-    index[..., start : start + layout.grid.tokens] = tokens + start
+    index[..., layout.video_tokens] = tokens + layout.video_start
     return index

@@ -123,9 +123,8 @@ def token_sequence(by: TokenSequence, grid: VideoGrid) -> torch.Tensor:
 @lru_cache(maxsize=64)
 def _order(by: TokenSequence, layout: TokenLayout, device: torch.device) -> HeadOrder:
     raster = token_sequence(by, layout.grid)
-    start = layout.video_start
     index = torch.arange(layout.tokens)
-    index[start : start + layout.grid.tokens] = layout.inverse.cpu()[raster + start]
+    index[layout.video_tokens] = layout.inverse.cpu()[raster + layout.video_start]
     index = index.to(device)[None, None]
     _, height, width = layout.grid
     coords = torch.stack([raster // (height * width), raster // width % height, raster % width], dim=-1)
