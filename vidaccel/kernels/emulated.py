@@ -29,6 +29,7 @@ from ..layout import TokenLayout
 from ..pooling import block_means, log_block_sizes
 from ..types import PRECISIONS, Precision
 from .contract import AttentionResult, KernelRequest, Skips, check_inputs
+from .gradient import forward_only
 from .merge import merge
 from .quantise import round_queries_and_keys, round_values, round_weights
 from .tail import pooled_tail
@@ -51,6 +52,7 @@ def why_not(request: KernelRequest) -> str | None:
     return None
 
 
+@forward_only
 def block_sparse_attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -17,6 +17,7 @@ from ...layout import TokenLayout
 from ...types import PRECISIONS, Precision
 from ...variablemask import VariableBlockMask
 from ..contract import AttentionResult, KernelRequest, Skips
+from ..gradient import forward_only
 
 __all__ = ["block_sparse_attention", "variable_block_attention", "why_not"]
 
@@ -86,6 +87,7 @@ def _missing() -> str | None:
     return None
 
 
+@forward_only
 def block_sparse_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -113,6 +115,7 @@ def block_sparse_attention(
         )
 
 
+@forward_only
 def variable_block_attention(
     q: torch.Tensor,
     k: torch.Tensor,
