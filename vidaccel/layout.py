@@ -20,9 +20,11 @@ from .types import TileShape, VideoGrid
 __all__ = ["TokenLayout", "choose_tile"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TokenLayout:
     """The order and the blocks of one sequence. Make it with :meth:`TokenLayout.of`, which caches.
+
+    Layouts of the same arguments are equal; threads that ask at once, and a cache that is full, may make two of them.
 
     Args:
         grid: the video's token grid.

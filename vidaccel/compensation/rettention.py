@@ -105,4 +105,4 @@ def _fits(found: dict[str, Any], call: Call) -> bool:
     if "rest" not in found:
         return False
     rest, q = found["rest"], call.heads.q
-    return found["layout"] is call.heads.layout and rest.shape == q.shape and rest.device == q.device
+    return found["layout"] == call.heads.layout and rest.shape == q.shape and rest.device == q.device

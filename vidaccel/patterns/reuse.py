@@ -58,7 +58,7 @@ class Reuse(DynamicPattern):
         """The blocks of this call, kept or new, bool [B,H,NV,NV]."""
         memory = heads.memory
         now = torch.stack([heads.q_means, heads.k_means])
-        if "kept" not in memory or memory["means"].shape != now.shape or memory["layout"] is not heads.layout:
+        if "kept" not in memory or memory["means"].shape != now.shape or memory["layout"] != heads.layout:
             fresh = replace(heads, memory={})
             memory.update(kept=self.pattern.choose(fresh), means=now, layout=heads.layout)
             return memory["kept"].clone()
