@@ -25,8 +25,9 @@ from vidaccel.configs.plan import Plan
 from vidaccel.configs.presets import load_preset, preset_names, resolve_plan
 from vidaccel.device import device_info
 from vidaccel.engine.attend import attend
-from vidaccel.engine.clock import Clock, Moment
-from vidaccel.engine.session import Session, TransformerState
+from vidaccel.engine.context import PatchedTransformer
+from vidaccel.engine.runs import Moment
+from vidaccel.engine.session import Session
 from vidaccel.engine.site import AttentionSite
 from vidaccel.files import check_writable, write_json
 from vidaccel.layout import TokenLayout
@@ -120,9 +121,8 @@ def measure_call(
     plan: Plan, grid: VideoGrid, device: torch.device, heads: int = _HEADS, dim: int = _DIM, visits: int = 2
 ) -> Call:
     """The attention calls of one layer in one run, each counted for itself; the worst of them."""
-    session = Session(plan, Clock(lambda: None), strict=True)
-    state = TransformerState("transformer")
-    site = session.add_site(state, _LAYER, "measured", _dense)
+    session = Session(plan, strict=True)
+    site = session.add_site(PatchedTransformer("transformer"), _LAYER, "measured", _dense)
     trained = weights_of(heads, dim, device)
     site.weights = lambda _: trained
     draw = torch.Generator().manual_seed(0)
@@ -140,7 +140,8 @@ def measure_call(
 def _one(
     site: AttentionSite, level: float, step: int, inputs: tuple[torch.Tensor, ...], grid: VideoGrid
 ) -> torch.Tensor:
-    site.session.enter(site.state, Moment(level, step, None, 0), grid, tiled=True)
+    run = site.session.runs.current(None)
+    site.session.enter(site.transformer, Moment(level, step, None), run, grid, tiled=True)
     q, k, v, hidden = inputs
     return attend(site, q, k, v, None, hidden)
 

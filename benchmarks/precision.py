@@ -84,7 +84,8 @@ def captured(generator: torch.Generator) -> list[Tensors]:
 
     def record(site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object) -> torch.Tensor:
         if site.layer in LAYERS:
-            tiled = site.state.tiled
+            context = site.transformer.context
+            tiled = context is not None and context.tiled
             found.append((q, k, v) if tiled else (layout.tile(q), layout.tile(k), layout.tile(v)))
         # dense: what is captured must not depend on the plan that brought us here; the order of keys does not matter
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))

@@ -49,37 +49,34 @@ def observations(*policies: HeadPolicy, tile: TileShape | None = None) -> Observ
 
 
 def call(layout: TokenLayout, batch: int = 2, heads: int = 3) -> tuple[Any, Heads, torch.Tensor]:
-    """A site, a call whose q, k and v are not contiguous, and its dense output."""
+    """A layer's call whose q, k and v are not contiguous, and its dense output."""
     base = torch.randn(3, batch, heads, layout.num_blocks, 16).repeat_interleave(layout.block_sizes, dim=3)
     q, k, v = base + 0.5 * torch.randn(3, batch, heads, layout.tokens, 16)
     out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    moment = SimpleNamespace(step=0, noise_level=0.5, branch="cond", run=0)
+    moment = SimpleNamespace(step=0, noise_level=0.5, branch="cond")
     memories: dict[Any, dict[str, Any]] = {}
-    site = SimpleNamespace(
-        state=SimpleNamespace(moment=moment, name="transformer"),
-        layer=0,
-        memory=lambda of: memories.setdefault(of, {}),
-    )
-    return site, Heads(*(x.transpose(1, 2) for x in (q, k, v)), layout, noise_level=0.5), out
+    site = SimpleNamespace(transformer=SimpleNamespace(name="transformer"), layer=0)
+    made = SimpleNamespace(site=site, moment=moment, memory=lambda of: memories.setdefault(of, {}))
+    return made, Heads(*(x.transpose(1, 2) for x in (q, k, v)), layout, noise_level=0.5), out
 
 
-def watch(site: Any, heads: Heads, out: torch.Tensor, metric: torch.Tensor) -> Any:
+def watch(shown: Any, heads: Heads, out: torch.Tensor, metric: torch.Tensor) -> Any:
     seen = observations(*POLICIES)
     watcher = CandidateWatcher(seen, [0], tiles=4, metrics={("transformer", 0): metric}, seed=3)
-    assert watcher.wants(site)
-    watcher.observe(site, heads, out)
+    assert watcher.wants(shown)
+    watcher.observe(shown, heads, out)
     (sample,) = watcher.samples().values()
     return sample
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_running_and_block_sums_say_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    site, heads, out = call(LAYOUTS[name])
+    shown, heads, out = call(LAYOUTS[name])
     root = torch.randn(3, 5, 16)
     metric = root.mT @ root
-    by_sums = watch(site, heads, out, metric)
+    by_sums = watch(shown, heads, out, metric)
     monkeypatch.setattr(observe, "must_run", lambda policy: not policy.is_dense)
-    by_running = watch(site, heads, out, metric)
+    by_running = watch(shown, heads, out, metric)
     assert by_running.error[1:].min() > 0
     np.testing.assert_allclose(by_running.error, by_sums.error, rtol=2e-3, atol=1e-6)
     np.testing.assert_allclose(by_running.cosine, by_sums.cosine, rtol=1e-4)
@@ -150,9 +147,9 @@ def test_memories_are_those_of_a_real_run(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_memory_that_is_not_declared_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(patterns._REGISTRY.known, "forgetful", Forgetful)
-    site, heads, out = call(LAYOUTS["ragged"])
+    shown, heads, out = call(LAYOUTS["ragged"])
     watcher = CandidateWatcher(
         observations(HeadPolicy(PatternSpec.make("forgetful"))), [0], tiles=2, metrics={}, seed=0
     )
     with pytest.raises(VidaccelError, match="forgetful remembers earlier calls without saying so"):
-        watcher.observe(site, heads, out)
+        watcher.observe(shown, heads, out)

@@ -12,7 +12,7 @@ import torch
 import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
-from vidaccel.engine.site import AttentionSite
+from vidaccel.engine.site import LayerCall
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import DynamicPattern, Heads, registry
 
@@ -105,18 +105,17 @@ def test_a_dynamic_pattern_that_keeps_everything_equals_dense(nearest: PatternSp
 class Watcher:
     seen: list[tuple[str, int, float]]
 
-    def wants(self, site: AttentionSite) -> bool:
-        return site.layer == 1
+    def wants(self, call: LayerCall) -> bool:
+        return call.site.layer == 1
 
-    def observe(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
+    def observe(self, call: LayerCall, heads: Heads, out: torch.Tensor) -> None:
         assert heads.layout.tile_shape == TILE and heads.q.shape[1] == heads.layout.tokens
         assert (heads.transformer, heads.layer) == ("transformer", 1)
         exact = torch.nn.functional.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (heads.q, heads.k, heads.v))
         )
         torch.testing.assert_close(exact.transpose(1, 2), out, rtol=1e-4, atol=1e-5)
-        assert site.state.moment is not None
-        self.seen.append((site.state.moment.branch or "", site.layer, site.state.moment.noise_level))
+        self.seen.append((call.moment.branch or "", call.site.layer, call.moment.noise_level))
 
 
 def test_an_observer_sees_dense_calls_and_changes_nothing() -> None:

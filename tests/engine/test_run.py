@@ -165,8 +165,9 @@ def test_state_is_kept_by_guidance_branch_in_a_pipeline() -> None:
         session = vidaccel.session_of(pipe)
         assert session is not None
         site = session.sites[call.heads.layer]
-        assert site.state.moment is not None
-        seen.setdefault((call.heads.layer, site.state.moment.branch), []).append(call.memory["calls"])
+        context = site.transformer.context
+        assert context is not None
+        seen.setdefault((call.heads.layer, context.moment.branch), []).append(call.memory["calls"])
         return out
 
     class Noted(Halved):

@@ -93,7 +93,7 @@ def test_a_control_net_stays_dense_beside_a_patched_transformer(strict: bool) ->
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", VidaccelWarning)
         session = vidaccel.patch(pipe, "sta", strict=strict)
-    assert len(session.sites) == 2 and {site.state.name for site in session.sites} == {"transformer"}
+    assert len(session.sites) == 2 and {site.transformer.name for site in session.sites} == {"transformer"}
     reasons = {entry["module"]: entry["reason"] for entry in session.report().not_patched}
     assert reasons["controlnet"] == "its residuals are computed by dense attention"
     assert any("controlnet (CosmosControlNetModel) stays dense" in str(warned.message) for warned in caught)

@@ -14,9 +14,9 @@ import vidaccel
 from tests.patterns.calls import LAYOUTS, Head, keeps_its_promises, make_call, softmax
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
-from vidaccel.engine.clock import Moment
+from vidaccel.engine.curvature import OutputCurvature
 from vidaccel.engine.host import Attention
-from vidaccel.engine.trajectory import Trajectory
+from vidaccel.engine.runs import DenoisingRun, Moment
 from vidaccel.errors import ConfigError
 from vidaccel.patterns import Heads, Pasa, PooledTopK, StochasticTopK
 
@@ -80,28 +80,26 @@ def test_the_budget_follows_the_curvature_within_bounds() -> None:
     assert int(flat.choose(replace(call, curvature=5.0, memory={})).sum(-1).unique()) == 9
 
 
-def test_curvature_is_the_relative_change_by_branch_and_run() -> None:
-    trajectory = Trajectory()
+def test_curvature_is_the_relative_change_by_stream_of_passes() -> None:
+    run = DenoisingRun()
 
-    def at(step: int, branch: Any, run: int = 0) -> Moment:
-        return Moment(1 - step / 4, step, branch, run)
+    def at(step: int, branch: Any) -> Moment:
+        return Moment(1 - step / 4, step, branch, (branch, 0))
 
     outputs = {branch: [torch.randn(1, 2, 3) for _ in range(3)] for branch in ("cond", "uncond")}
     for step in range(3):
         for branch, found in outputs.items():
-            before = trajectory.curvature(at(step, branch))
+            before = run.curvature("transformer", at(step, branch)).value
             if step < 2:
                 assert before is None
             else:
                 wanted = (found[1] - found[0]).square().sum().sqrt() / found[0].square().sum().sqrt()
                 assert before == pytest.approx(float(wanted))
             mine = found[step].clone()
-            trajectory.note(at(step, branch), mine)
+            run.curvature("transformer", at(step, branch)).note(mine)
             mine.zero_()  # what the pipeline does with it later
-    assert trajectory.curvature(at(3, "cond")) is not None
-    assert trajectory.curvature(at(0, "cond", 1)) is None
-    trajectory.note(at(0, "cond", 1), outputs["cond"][0])
-    assert trajectory.curvature(at(1, "cond", 1)) is None
+    assert run.curvature("transformer", at(3, "cond")).value is not None
+    assert run.curvature("transformer_2", at(3, "cond")).value is None
 
 
 def _plan(spec: PatternSpec) -> Plan:
@@ -137,11 +135,14 @@ def test_a_pipeline_tells_it_the_outputs_of_before(monkeypatch: pytest.MonkeyPat
     assert len(pipe.transformer._forward_hooks) == hooks
 
 
-def test_other_plans_keep_no_outputs() -> None:
+@pytest.mark.parametrize(("name", "kept"), [("pasa", 6), ("pooled_top_k", 0)])
+def test_outputs_are_kept_for_those_that_ask(name: str, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[torch.Tensor] = []
+    monkeypatch.setattr(OutputCurvature, "note", lambda self, output: noted.append(output))
     pipe = CASES[0].make()
-    hooks = len(pipe.transformer._forward_hooks)
-    vidaccel.patch(pipe, _plan(PatternSpec.make("pooled_top_k", density=0.4)))
-    assert len(pipe.transformer._forward_hooks) == hooks
+    vidaccel.patch(pipe, _plan(PatternSpec.make(name, density=0.4)))
+    CASES[0].run(pipe)
+    assert len(noted) == kept, "three steps, two passes"
 
 
 def test_attention_without_a_model_refuses_it() -> None:

@@ -16,6 +16,7 @@ import torch
 import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
+from vidaccel.engine.runs import DenoisingRun
 from vidaccel.errors import ConfigError
 from vidaccel.pipelines.caches import AUTO, Cache, _timestep, enabled, read_cache, without
 
@@ -82,8 +83,8 @@ def test_cache_and_plan_together(name: str, first: str, monkeypatch: pytest.Monk
 
     pipe, session = made(SPARSE)
     moments = []
-    tick = session.clock.tick
-    monkeypatch.setattr(session.clock, "tick", lambda *a, **k: moments.append(tick(*a, **k)) or moments[-1])
+    observe = DenoisingRun.observe
+    monkeypatch.setattr(DenoisingRun, "observe", lambda *a, **k: moments.append(observe(*a, **k)) or moments[-1])
     found = run(pipe)
     report = session.report()
     everything = 2 * STEPS * len(report.layers)  # cond and uncond

@@ -258,7 +258,9 @@ def test_two_transformers() -> None:
         vidaccel.patch(CASE.make(), plan("coarse"), weights={"transformer_2": gates()})
     session = vidaccel.patch(pipe, plan("coarse"), weights={"transformer": gates(), "transformer_2": gates(zero=True)})
     assert bool(DUAL.run(pipe).isfinite().all())
-    found = [(site.state.name, bool(site.weights(torch.device("cpu"))["gate.bias"].any())) for site in session.sites]
+    found = [
+        (site.transformer.name, bool(site.weights(torch.device("cpu"))["gate.bias"].any())) for site in session.sites
+    ]
     assert found == [("transformer", True)] * 2 + [("transformer_2", False)] * 2
     vidaccel.unpatch(pipe)
     session = vidaccel.patch(pipe, plan("coarse"), weights={"transformer": gates()})

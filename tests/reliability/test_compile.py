@@ -21,7 +21,7 @@ from tests.tiny_wan import tiny_wan
 from tests.zoo import hunyuan_video, ltx
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.configs.presets import preset_names
-from vidaccel.engine import ops
+from vidaccel.engine import gate, ops
 from vidaccel.engine.capture import OPERATOR_TAGS, refuse_capture
 from vidaccel.errors import PatchError
 
@@ -214,9 +214,13 @@ def test_a_call_of_the_transformer_inside_a_compiled_function(alone: None) -> No
         config, dtype, device = transformer.config, transformer.dtype, transformer.device
         cache_context = staticmethod(transformer.cache_context)
 
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = transformer
+
         @torch.compile(fullgraph=True, backend=counter)
         def forward(self, **call: Any) -> Any:
-            return transformer(**call)
+            return self.inside(**call)
 
     pipe.transformer = Wrapped()
     torch.testing.assert_close(generate(pipe), expected, rtol=1e-4, atol=1e-5)
@@ -294,7 +298,8 @@ def test_a_capture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_capture_is_asked_for_in_every_pass_and_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.Size] = []
-    monkeypatch.setattr(ops, "refuse_capture", lambda x: asked.append(x.shape))
+    for module in (ops, gate):
+        monkeypatch.setattr(module, "refuse_capture", lambda x: asked.append(x.shape))
     pipe = tiny_wan(text=False)
     vidaccel.patch(pipe, "sta")
     generate(pipe)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..configs.linear import LinearPlan, LinearRule
 from ..configs.plan import Plan
-from ..engine.clock import Moment
+from ..engine.runs import Moment
 from ..engine.session import Session
 from ..errors import ConfigError
 from ..linear.measure import LinearErrors, watch_linears
@@ -177,9 +177,9 @@ def _places(pipe: Any, precisions: Sequence[str], device: torch.device) -> list[
 
 
 def _moment(session: Session) -> Moment | None:
-    """Where the generation is: in the transformer that began a step last."""
-    moments = [site.state.moment for site in session.sites if site.state.moment is not None]
-    return max(moments, key=lambda each: each.step, default=None)
+    """Where the forward pass stands that runs in this thread, or ``None`` outside of one."""
+    contexts = (site.transformer.context for site in session.sites)
+    return next((context.moment for context in contexts if context is not None), None)
 
 
 def _sites(paths: Sequence[str]) -> dict[tuple[str, int], int]:

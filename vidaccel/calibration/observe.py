@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..configs.pattern_spec import PatternSpec
-from ..engine.site import AttentionSite
+from ..engine.site import AttentionSite, LayerCall
 from ..errors import VidaccelError
 from ..layout import TokenLayout
 from ..patterns.base import Pattern, StaticPattern
@@ -40,14 +40,13 @@ class LevelWatcher:
     shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None
 
-    def wants(self, site: AttentionSite) -> bool:
+    def wants(self, call: LayerCall) -> bool:
         """The first call, to see a shape."""
-        assert site.state.moment is not None
-        self.levels[site.state.moment.step] = site.state.moment.noise_level
-        self.owners[site.state.moment.step] = site.state.name
+        self.levels[call.moment.step] = call.moment.noise_level
+        self.owners[call.moment.step] = call.site.transformer.name
         return self.layout is None
 
-    def observe(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
+    def observe(self, call: LayerCall, heads: Heads, out: torch.Tensor) -> None:
         """Keeps shapes."""
         self.layout, self.shape, self.dtype = heads.layout, tuple(out.shape), out.dtype
 
@@ -100,23 +99,22 @@ class CandidateWatcher:
         self._runner = Runner(ran)
         self._summed = [number for number in range(len(seen.candidates)) if number not in ran]
 
-    def wants(self, site: AttentionSite) -> bool:
+    def wants(self, call: LayerCall) -> bool:
         """Calls of the chosen steps, and of every step if some candidate remembers the earlier ones."""
-        moment = site.state.moment
-        return moment is not None and (moment.step in self._steps or self._runner.stateful)
+        return call.moment.step in self._steps or self._runner.stateful
 
-    def observe(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
+    def observe(self, call: LayerCall, heads: Heads, out: torch.Tensor) -> None:
         """Scores all candidates on some tiles of each sample of the batch."""
         layout = heads.layout
-        moment = site.state.moment
-        assert moment is not None
-        place = Place(self._seen.bin_of(moment.noise_level), site.state.name, site.layer, moment.branch or "")
+        site, moment = call.site, call.moment
+        name = site.transformer.name
+        place = Place(self._seen.bin_of(moment.noise_level), name, site.layer, moment.branch or "")
         if moment.step not in self._steps:
-            self._runner.advance(site, heads, out)
+            self._runner.advance(call, heads, out)
             return
-        metric = self._metrics.get((site.state.name, site.layer))
+        metric = self._metrics.get((name, site.layer))
         metric = None if metric is None else metric.to(out.device)  # offloading moves layers
-        ran = self._runner.run(site, heads, out)
+        ran = self._runner.run(call, heads, out)
         for sample in range(out.shape[0]):
             one = heads.sample(sample)
             blocks = self._sampled(layout)
@@ -176,8 +174,8 @@ class CandidateWatcher:
         apart = float((exact - model).norm() / exact.norm().clamp_min(1e-20))
         if not apart <= _AGREEMENT:  # NaN is no agreement either
             raise VidaccelError(
-                f"{site.state.name} layer {site.layer} computes something else than plain attention (it differs by"
-                f" {apart:.0%}), so candidates cannot be judged there; leave this model to its own attention"
+                f"{site.transformer.name} layer {site.layer} computes something else than plain attention (it differs"
+                f" by {apart:.0%}), so candidates cannot be judged there; leave this model to its own attention"
             )
 
 

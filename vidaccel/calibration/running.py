@@ -16,7 +16,7 @@ import torch
 from ..configs.plan import HeadPolicy, LayerPolicy
 from ..engine.prepare import HeadGroup, is_stateful, prepare
 from ..engine.run import run_heads
-from ..engine.site import AttentionSite
+from ..engine.site import LayerCall
 from ..errors import VidaccelError
 from ..kernels.dispatch import select
 from ..layout import TokenLayout
@@ -58,20 +58,20 @@ class Runner:
         """Whether some candidate has to be run in every step."""
         return bool(self._stateful)
 
-    def run(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> dict[int, tuple[torch.Tensor, float]]:
+    def run(self, call: LayerCall, heads: Heads, out: torch.Tensor) -> dict[int, tuple[torch.Tensor, float]]:
         """Output [B,S,H,D] and density of every candidate in this call.
 
         Args:
             out: of dense attention.
         """
-        return {number: self._one(number, site, heads, out) for number in self.numbers}
+        return {number: self._one(number, call, heads, out) for number in self.numbers}
 
-    def advance(self, site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
+    def advance(self, call: LayerCall, heads: Heads, out: torch.Tensor) -> None:
         """Runs those that remember, for their memory alone."""
         for number in sorted(self._stateful):
-            self._one(number, site, heads, out)
+            self._one(number, call, heads, out)
 
-    def _one(self, number: int, site: AttentionSite, heads: Heads, out: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _one(self, number: int, call: LayerCall, heads: Heads, out: torch.Tensor) -> tuple[torch.Tensor, float]:
         policy = self._policies[number]
         key = (number, out.shape[2], heads.layout)
         if key not in self._groups:
@@ -81,7 +81,7 @@ class Runner:
             return out, 1.0
         (group,) = groups
         # by run and guidance branch, as in a patched run; other parts of a batch have other lengths
-        memory = site.memory(("candidate", number, heads.layout.tokens))
+        memory = call.memory(("candidate", number, heads.layout.tokens))
         found, density = run_heads(select(group.request(heads.q)), group, heads, memory)
         if number not in self._stateful and any(memory.values()):
             raise VidaccelError(

@@ -20,15 +20,20 @@ from ..kernels.dispatch import select
 from ..patterns.dynamic import Heads
 from ..types import PRECISIONS, Precision
 from .guard import bounded, check_heads, is_bounded, what_is_wrong
-from .prepare import HeadGroup
+from .prepare import HeadGroup, HeadShare
 from .run import run_heads
 from .sequence import Part, Sequence
-from .site import AttentionSite, Observer
+from .site import AttentionSite, LayerCall, Observer, over_all_tokens
 
 if TYPE_CHECKING:
     from .session import Session
 
 __all__ = ["attend", "passed_by"]
+
+_NO_PASS = (
+    "{} was not entered through its forward pass, so the noise level is unknown (a wrapper that calls `.forward`"
+    " goes past its hooks: wrap first, then patch)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +52,16 @@ def attend(
     v: torch.Tensor,
     mask: torch.Tensor | None = None,
     hidden: torch.Tensor | None = None,
+    share: HeadShare | None = None,
 ) -> torch.Tensor:
-    """Self-attention of one patched layer.
+    """Self-attention of one patched layer, in the forward pass that runs in this thread.
 
     Args:
-        q, k, v: [B, S, H, D] after norms and RoPE; the video's tokens in raster order, or in layout order if
-            ``site.state.tiled``.
+        q, k, v: [B, S, H, D] after norms and RoPE; the video's tokens in raster order, or in layout order if the pass
+            is ``tiled``.
         mask: attention mask the model passed, in raster order, or ``None``; see :func:`~.sequence.padding_of`.
         hidden: what the layer's projections took, if the plan asks for it: [B, S, C], or of the video's tokens alone.
+        share: the heads that q, k and v have, if they are not all of the layer's.
 
     Returns:
         [B, S, H, D], in the order the tokens came in. Padding has zeros where the call ran sparse.
@@ -62,22 +69,38 @@ def attend(
     Raises:
         StrictError: in a strict session, if the plan wanted something else than what can run.
     """
-    with site.stats.watch.running(q.device):
-        work, reason = _decide(site, q, mask, hidden)
+    context = site.transformer.context
+    if context is None:
+        return _outside(site, q, k, v, mask)
+    call = LayerCall(site, context, share)
+    with site.stats.timer.running(q.device):
+        work, reason = _decide(call, q, mask, hidden)
         if reason is not None:
             site.fell_back(reason)
         if work:
-            return _guarded(site, work, q, k, v, mask, hidden)
-        out = site.run_dense(q, k, v, mask)
+            return _guarded(call, work, q, k, v, mask, hidden)
+        out = call.run_dense(q, k, v, mask)
         site.stats.count("dense", 1.0, sparse=False)
     observer = site.session.observer
-    if observer is not None and reason is None and observer.wants(site):
-        _show(observer, site, q, k, v, mask, out)
+    if observer is not None and reason is None and observer.wants(call):
+        _show(observer, call, q, k, v, mask, out)
+    return out
+
+
+def _outside(
+    site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """A call that no forward pass of the transformer made."""
+    if not site.session.plan.is_dense:
+        site.fell_back(_NO_PASS.format(site.transformer.name))
+    with site.stats.timer.running(q.device):
+        out = site.dense(q, k, v, over_all_tokens(mask, q.shape[1]))
+    site.stats.count("dense", 1.0, sparse=False)
     return out
 
 
 def _guarded(
-    site: AttentionSite,
+    call: LayerCall,
     work: list[Work],
     q: torch.Tensor,
     k: torch.Tensor,
@@ -86,19 +109,19 @@ def _guarded(
     hidden: torch.Tensor | None,
 ) -> torch.Tensor:
     """The sparse output, or the dense one where the guard objects."""
-    site.watch.start(site.session.guard)
-    out, density = _sparse(site, work, q, k, v, hidden)
-    wrong = what_is_wrong(out, v, site.first_head)
+    compare = call.watch.is_due(call.site.session.guard)
+    out, density = _sparse(call, work, q, k, v, hidden, compare=compare)
+    wrong = what_is_wrong(out, v, call.first_head)
     if wrong is not None:
-        return _after_guard(site, q, k, v, mask, wrong)
+        return _after_guard(call, q, k, v, mask, wrong)
     names = "+".join(dict.fromkeys(kernel.name for one in work for kernel, _ in one.groups))
-    site.stats.count(names, density, sparse=True)
+    call.site.stats.count(names, density, sparse=True)
     return out
 
 
 def _show(
     observer: Observer,
-    site: AttentionSite,
+    call: LayerCall,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -106,19 +129,19 @@ def _show(
     out: torch.Tensor,
 ) -> None:
     """Shows a dense call to the observer; what a sparse kernel could not have run is counted with its reason."""
-    state = site.state
-    if state.grid is None:
-        site.stats.fallbacks[f"not observed: {state.dense_reason or 'the token grid is unknown'}"] += 1
+    context, stats = call.context, call.site.stats
+    if context.grid is None:
+        stats.count_fallback(f"not observed: {context.dense_reason or 'the token grid is unknown'}")
         return
-    parts = state.parts(q, mask)
+    parts = context.parts(q, mask)
     for part in (parts,) if isinstance(parts, str) else parts:
-        sequence = part if isinstance(part, str) else state.sequence(part.valid)
+        sequence = part if isinstance(part, str) else context.sequence(part.valid)
         if isinstance(sequence, str):
-            site.stats.fallbacks[f"not observed: {sequence}"] += 1
+            stats.count_fallback(f"not observed: {sequence}")
             return
         assert isinstance(part, Part)
         q_, k_, v_, out_ = (sequence.to_layout(part.take(x)) for x in (q, k, v, out))
-        observer.observe(site, site.heads(sequence, q_, k_, v_), out_)
+        observer.observe(call, call.heads(sequence, q_, k_, v_), out_)
 
 
 def passed_by(site: AttentionSite, reason: str) -> None:
@@ -127,41 +150,39 @@ def passed_by(site: AttentionSite, reason: str) -> None:
     Raises:
         StrictError: in a strict session, if the plan wanted this call sparse.
     """
-    state, session = site.state, site.session
-    if state.moment is None or not session.policy(state.moment, state.name, site.layer).is_dense:
-        site.fell_back(state.dense_reason or reason)
+    context, session = site.transformer.context, site.session
+    if context is None or not session.policy(context.moment, site.transformer.name, site.layer).is_dense:
+        site.fell_back((None if context is None else context.dense_reason) or reason)
     site.stats.count("dense", 1.0, sparse=False)
 
 
 def _decide(
-    site: AttentionSite, q: torch.Tensor, mask: torch.Tensor | None, hidden: torch.Tensor | None
+    call: LayerCall, q: torch.Tensor, mask: torch.Tensor | None, hidden: torch.Tensor | None
 ) -> tuple[list[Work], str | None]:
     """What to run sparse (nothing: dense), and a reason if that is not what the plan says."""
-    state, session = site.state, site.session
-    if state.moment is None:
-        return [], f"{state.name} was not entered through its forward pass, so the noise level is unknown"
-    planned = session.policy(state.moment, state.name, site.layer)
+    context, session = call.context, call.site.session
+    planned = session.policy(call.moment, call.site.transformer.name, call.site.layer)
     if planned.is_dense:
         return [], None
-    heads = q.shape[2] if site.share is None else site.share.total
-    excluded, policy = site.watch.reason(session.guard), site.watch.policy(planned, heads)
+    heads = q.shape[2] if call.share is None else call.share.total
+    excluded, policy = call.watch.reason(session.guard), call.watch.policy(planned, heads)
     if policy.is_dense:
         return [], excluded
-    if state.grid is None:
-        return [], state.dense_reason or "the token grid is unknown"
-    if hidden is not None and hidden.shape[1] not in (q.shape[1], state.grid.tokens):
+    if context.grid is None:
+        return [], context.dense_reason or "the token grid is unknown"
+    if hidden is not None and hidden.shape[1] not in (q.shape[1], context.grid.tokens):
         return [], f"its trained gate is for {hidden.shape[1]} tokens, and the layer attends {q.shape[1]}"
-    parts = state.parts(q, mask)
+    parts = context.parts(q, mask)
     if isinstance(parts, str):
         return [], parts
     work: list[Work] = []
     reasons: dict[str, None] = {} if excluded is None else {excluded: None}
     for part in parts:
-        sequence = state.sequence(part.valid)
+        sequence = context.sequence(part.valid)
         if isinstance(sequence, str):
             return [], sequence
         one = Work(part, sequence, [])
-        for group in session.groups(policy, heads, sequence.layout(q.device), site.share):
+        for group in session.groups(policy, heads, sequence.layout(q.device), call.share):
             kernel, group, reason = _kernel(session, group, q)
             if reason is not None:
                 reasons[reason] = None
@@ -196,21 +217,23 @@ def _choose(request: KernelRequest, prefer: str | None) -> tuple[Kernel | None, 
 
 
 def _sparse(
-    site: AttentionSite,
+    call: LayerCall,
     work: list[Work],
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     hidden: torch.Tensor | None,
+    *,
+    compare: bool,
 ) -> tuple[torch.Tensor, float]:
     """Runs every part of the batch; returns the output in the order the tokens came in, and the density."""
     (first, *others) = work
     if not others and first.part.valid == q.shape[1]:
-        return _run(site, first, q, k, v, hidden)
+        return _run(call, first, q, k, v, hidden, compare=compare)
     out, density = q.new_zeros(q.shape), 0.0
     for one in work:
         inputs = (None if x is None else one.part.take(x) for x in (q, k, v, hidden))
-        result, kept = _run(site, one, *inputs)  # type: ignore[arg-type]
+        result, kept = _run(call, one, *inputs, compare=compare)  # type: ignore[arg-type]
         density += one.part.share * kept
         if one.part.samples is None:
             out[:, : one.part.valid] = result
@@ -220,12 +243,14 @@ def _sparse(
 
 
 def _run(
-    site: AttentionSite,
+    call: LayerCall,
     work: Work,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     hidden: torch.Tensor | None,
+    *,
+    compare: bool,
 ) -> tuple[torch.Tensor, float]:
     """Runs every group on samples of one length; returns the output and its density."""
     q, k, v = (work.sequence.to_layout(x) for x in (q, k, v))
@@ -234,12 +259,12 @@ def _run(
         if hidden.shape[1] < sequence.tokens:  # other tokens join the video inside the layer; no gate is theirs
             hidden = F.pad(hidden, (0, 0, sequence.before, sequence.others - sequence.before))
         hidden = sequence.to_layout(hidden.to(q.device))  # an offloaded layer may take it on another device
-    heads = site.heads(work.sequence, q, k, v, hidden)
+    heads = call.heads(work.sequence, q, k, v, hidden)
     out: torch.Tensor | None = None
     density = 0.0
     for kernel, group in work.groups:
         # other blocks, other heads and samples of other lengths have memories of their own
-        memory = site.memory((group.pattern or group.mask, group.compensation, group.members, work.part.valid))
+        memory = call.memory((group.key, work.part.valid))
         result, kept = run_heads(kernel, group, group.of(heads), memory)
         density += group.share * kept
         if group.heads is None:  # the only group, so its output is the layer's
@@ -248,33 +273,32 @@ def _run(
             out = torch.empty_like(q) if out is None else out
             out.index_copy_(2, group.heads, result)
     assert out is not None  # there is at least one group
-    if site.watch.due:
-        _check(site, heads, out)
+    if compare:
+        _check(call, heads, out)
     return work.sequence.from_layout(out), density
 
 
-def _check(site: AttentionSite, heads: Heads, out: torch.Tensor) -> None:
-    """Compares an output in layout order with exact attention; heads that are off run dense from here on."""
-    guard, state = site.session.guard, site.state
-    found = check_heads(guard, site.watch, heads, out)
-    found = {head: error for head, error in found.items() if head not in site.watch.errors}
+def _check(call: LayerCall, heads: Heads, out: torch.Tensor) -> None:
+    """Compares an output in layout order with exact attention; heads that are off run dense for the rest of the run."""
+    site, watch, guard = call.site, call.watch, call.site.session.guard
+    found = check_heads(guard, watch, heads, out)
+    found = {head: error for head, error in found.items() if head not in watch.errors}
     if not found:
         return
-    site.watch.exclude(found)
-    site.memories.clear()  # heads are grouped anew
-    assert state.moment is not None
+    watch.exclude(found)
+    call.context.run.forget(site)  # heads are grouped anew
     for head, error in found.items():
         site.session.say_once(
-            f"guard: head {head} of {state.name} layer {site.layer} runs dense from step {state.moment.step} on: its"
-            f" sampled relative error is {error:.3g}, above the limit {guard.limit:g}"
+            f"guard: head {head} of {site.transformer.name} layer {site.layer} runs dense from step {call.moment.step}"
+            f" on: its sampled relative error is {error:.3g}, above the limit {guard.limit:g}"
         )
-    reason = site.watch.reason(guard)
+    reason = watch.reason(guard)
     assert reason is not None
     site.fell_back(reason)
 
 
 def _after_guard(
-    site: AttentionSite,
+    call: LayerCall,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -282,20 +306,19 @@ def _after_guard(
     wrong: str,
 ) -> torch.Tensor:
     """The same call again, dense, and the story told."""
-    state = site.state
-    assert state.moment is not None
-    where = f"{state.name} layer {site.layer}, step {state.moment.step}"
+    site = call.site
+    where = f"{site.transformer.name} layer {site.layer}, step {call.moment.step}"
     site.fell_back(f"guard: {wrong}")
     site.session.say_once(f"guard: {wrong} at {where}; that call ran dense")
-    site.memories.clear()  # what the call left behind may be as bad
-    out = site.run_dense(q, k, v, mask)
-    still = what_is_wrong(out, v, site.first_head)
+    call.context.run.forget(site)  # what the call left behind may be as bad
+    out = call.run_dense(q, k, v, mask)
+    still = what_is_wrong(out, v, call.first_head)
     if still is not None:
         # the input was bad already: attention cannot mend it, but nobody should blame the sparse kernel
         message = f"{where}: dense attention gives {still} too, so the input of this layer is at fault"
         if not is_bounded(out):
             message += "; its values that are not finite count as 0, and huge ones are cut"
-            out = site.run_dense(bounded(q), bounded(k), bounded(v), mask)
+            out = call.run_dense(bounded(q), bounded(k), bounded(v), mask)
         site.session.say_once(message)
         warnings.warn(message, VidaccelWarning, stacklevel=2)
     site.stats.count("dense", 1.0, sparse=False)

@@ -1,4 +1,4 @@
-"""CUDA graphs: why a patched model is not captured into one."""
+"""CUDA graphs and traces: why a patched model is not captured into one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from ..errors import PatchError
 
-__all__ = ["OPERATOR_TAGS", "refuse_capture"]
+__all__ = ["OPERATOR_TAGS", "refuse_capture", "refuse_tracing"]
 
 
 def _tags() -> dict[str, Any]:
@@ -34,4 +34,14 @@ def refuse_capture(x: torch.Tensor) -> None:
             "a CUDA graph is being captured around a patched transformer, and its replay would repeat the blocks of one"
             " step in all others; call it outside torch.cuda.graph, and for less launch overhead use torch.compile,"
             " which keeps this attention out of its CUDA graphs"
+        )
+
+
+def refuse_tracing() -> None:
+    """Raises :class:`PatchError` while the model is traced or exported: that would keep the choices of one step."""
+    # what a graph under construction asks is constant in it
+    if torch.compiler.is_exporting() if torch.compiler.is_compiling() else torch._C._get_tracing_state() is not None:
+        raise PatchError(
+            "torch.jit.trace and torch.export would freeze what a patched transformer chooses in one step; call"
+            " vidaccel.unpatch(pipe) first, or use torch.compile"
         )

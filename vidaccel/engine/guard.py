@@ -32,11 +32,13 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 class Guard:
     """Comparison of sparse attention with exact attention while a pipeline runs, on samples.
 
-    A head whose relative L2 error exceeds the limit runs dense from then on, in that call already, and the report says
-    so; with ``strict=True`` it is an error. The look for non-finite, huge and flat output is always on.
+    A head whose relative L2 error exceeds the limit runs dense for the rest of the run, in that call already, and the
+    report says so; with ``strict=True`` it is an error. The next run begins anew, so a video does not depend on those
+    made before. The look for non-finite, huge and flat output is always on.
 
     Args:
-        every: of each layer's sparse calls the first and every so many-th after it is compared; 0 compares none.
+        every: of each layer's sparse calls in a run the first and every so many-th after it is compared; 0 compares
+            none.
         rows: query rows, other ones each time, spread over the video. A comparison costs ``rows`` times the tokens
             products a head; ``python -m benchmarks.guard_overhead`` measures it.
         limit: largest relative L2 error of a head over those rows. 1 is that of an output of zeros.
@@ -61,23 +63,21 @@ class Guard:
 
 @dataclass(eq=False)
 class HeadWatch:
-    """What a :class:`Guard` found in one layer.
+    """What a :class:`Guard` found in one layer during one run.
 
     Args:
         calls: sparse calls so far.
-        due: whether the call that runs now is compared.
         errors: head -> the error for which it runs dense.
     """
 
     calls: int = 0
-    due: bool = False
     errors: dict[int, float] = field(default_factory=dict)
     _replaced: dict[LayerPolicy, LayerPolicy] = field(default_factory=dict)
 
-    def start(self, guard: Guard) -> None:
-        """A sparse call begins."""
-        self.due = guard.every > 0 and self.calls % guard.every == 0
+    def is_due(self, guard: Guard) -> bool:
+        """Counts a sparse call that begins; whether it is compared."""
         self.calls += 1
+        return guard.every > 0 and (self.calls - 1) % guard.every == 0
 
     def exclude(self, errors: dict[int, float]) -> None:
         """These heads run dense from now on."""

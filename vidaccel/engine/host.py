@@ -15,6 +15,7 @@ No diffusers is imported.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,10 +30,11 @@ from ..errors import ConfigError, KernelError, LayoutError
 from ..layout import TokenLayout
 from ..types import VideoGrid
 from .attend import attend
-from .clock import Clock
+from .context import ForwardContext, PatchedTransformer
 from .prepare import check_plan, is_stateful, needs_curvature
-from .session import Session, TransformerState
-from .site import AttentionSite
+from .runs import DenoisingRun
+from .session import Session
+from .site import AttentionSite, over_all_tokens
 from .stats import Report
 
 __all__ = ["Attention", "attention", "attention_plugin"]
@@ -67,9 +69,11 @@ class Attention:
                 f"plan {resolved.name!r} has the step cache {resolved.cache}, which skips blocks of a whole model;"
                 " patch a pipeline with it, or set Plan.cache to None"
             )
-        self._session = Session(resolved, Clock(lambda: None), strict=strict, kernel=kernel)
-        self._states: dict[str, TransformerState] = {}
+        self._session = Session(resolved, strict=strict, kernel=kernel)
+        self._transformers: dict[str, PatchedTransformer] = {}
         self._sites: dict[tuple[str, int], AttentionSite] = {}
+        self._thread = threading.local()
+        self._lock = threading.Lock()
 
     def __call__(
         self,
@@ -93,8 +97,10 @@ class Attention:
             q, k, v: [B, S, H, D] after norms and RoPE, any strides. The video's tokens in raster order (frames, height,
                 width); other tokens before or behind it attend everything and are always attended.
             grid: the video's token grid, (frames, height, width) after patchify.
-            noise_level: 1 is pure noise, 0 is clean. A rise starts a new generation, and memories are empty then.
-            layer: number of the layer, counted from 0.
+            noise_level: 1 is pure noise, 0 is clean. A rise starts a new generation, and memories are empty then; where
+                that does not tell, :meth:`new_run` does.
+            layer: number of the layer, counted from 0. A number that is no larger than that of the call before, of the
+                same transformer and branch, begins a new forward pass.
             transformer: ``"transformer"`` or ``"transformer_2"``, for models of two experts.
             branch: ``"cond"`` or ``"uncond"`` where guidance takes separate calls.
             before: how many of the other tokens precede the video.
@@ -128,13 +134,25 @@ class Attention:
             if found not in valid:
                 raise ConfigError(f"{name} is {found!r}; valid are {', '.join(map(str, valid))}")
         site = self._site(transformer, layer)
-        moment = self._session.clock.tick(1000.0 * noise_level, context=branch)
-        if layer == 0 or site.state.moment != moment or site.state.grid != grid:
-            site.state.joint = True
-            self._session.enter(site.state, moment, grid, tiled=tiled, before=before)
+        run = self._session.runs.current(None)
+        # the passes that go on in this thread: those of guidance may take turns in each layer
+        passes: dict[Any, tuple[Any, int, ForwardContext]] = self._thread.__dict__.setdefault("passes", {})
+        this = (run, noise_level, grid, before, tiled)
+        going = passes.get((transformer, branch))
+        if going is None or going[0] != this or layer <= going[1]:
+            moment = run.observe(noise_level, transformer, name=branch)
+            context = self._session.enter(site.transformer, moment, run, grid, tiled=tiled, before=before)
+        else:
+            context = going[2]
+        passes[transformer, branch] = this, layer, context
+        site.transformer.context = context
         if scale is not None:  # kernels know one scale, that of the head dimension
             q = q * (scale * math.sqrt(q.shape[-1]))
         return attend(site, q, k, v, mask)
+
+    def new_run(self) -> DenoisingRun:
+        """Begins a new denoising run, whose memories are empty; see :meth:`.session.Session.new_run`."""
+        return self._session.new_run()
 
     def layout(self, grid: VideoGrid | Sequence[int], device: torch.device | str = "cpu") -> TokenLayout:
         """Token order and blocks of the plan: ``layout.tile(x)`` puts tokens [B, S, C] in order, ``untile`` back."""
@@ -145,13 +163,14 @@ class Attention:
         return self._session.report()
 
     def _site(self, transformer: str, layer: int) -> AttentionSite:
-        if transformer not in self._states:
-            self._states[transformer] = TransformerState(transformer)
-        if (transformer, layer) not in self._sites:
-            state = self._states[transformer]
-            site = self._session.add_site(state, layer, f"{transformer}.{layer}", _dense)
-            self._sites[transformer, layer] = site
-        return self._sites[transformer, layer]
+        with self._lock:
+            if transformer not in self._transformers:
+                self._transformers[transformer] = PatchedTransformer(transformer, joint=True)
+            if (transformer, layer) not in self._sites:
+                patched = self._transformers[transformer]
+                site = self._session.add_site(patched, layer, f"{transformer}.{layer}", _dense)
+                self._sites[transformer, layer] = site
+            return self._sites[transformer, layer]
 
 
 def attention(
@@ -228,7 +247,6 @@ def _grid(grid: VideoGrid | Sequence[int]) -> VideoGrid:
 
 
 def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is not None and mask.dim() == 2:
-        mask = mask[:, None, None]
+    mask = over_all_tokens(mask, q.shape[1])
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

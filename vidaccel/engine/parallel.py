@@ -20,8 +20,9 @@ import torch
 from ..errors import PatchError
 from ..types import VideoGrid
 from .attend import attend
+from .context import ForwardContext
 from .prepare import HeadShare
-from .site import AttentionSite
+from .site import AttentionSite, LayerCall
 
 __all__ = ["Ranks", "attend_across", "ranks_of"]
 
@@ -119,6 +120,7 @@ def ranks_of(parallel: Any) -> Ranks | str:
 
 def attend_across(
     site: AttentionSite,
+    context: ForwardContext,
     ranks: Ranks,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -130,32 +132,29 @@ def attend_across(
 
     What decides is the same on all ranks, so none waits for an exchange that another leaves out.
 
+    Args:
+        context: the forward pass that the call is in.
+
     Raises:
         PatchError: if the layer's heads cannot be split over the ranks.
         StrictError: as there.
     """
-    state = site.state
-    if state.moment is None or state.grid is None:
+    planned = site.session.policy(context.moment, site.transformer.name, site.layer)
+    if context.grid is None or planned.is_dense:
         return attend(site, q, k, v, mask, hidden)
-    if site.session.policy(state.moment, state.name, site.layer).is_dense:
-        return attend(site, q, k, v, mask, hidden)
-    with site.stats.watch.running(q.device):
+    with site.stats.timer.running(q.device):
         shares = ranks.shares(q.shape[2])
         tokens = ranks.tokens(q.shape[1], q.device)
-        reason = _why_not(sum(tokens), state.grid, mask)
+        reason = _why_not(sum(tokens), context.grid, mask)
         if reason is not None:
             site.fell_back(reason)
             site.stats.count("dense", 1.0, sparse=False)
-            return site.run_dense(q, k, v, mask)
+            return LayerCall(site, context).run_dense(q, k, v, mask)
         if hidden is not None and hidden.shape[1] == q.shape[1]:
             hidden = ranks.gather(hidden, tokens)
         q, k, v = (ranks.to_heads(x, shares, tokens) for x in (q, k, v))
-    site.share = shares[ranks.rank]
-    try:
-        out = attend(site, q, k, v, None, hidden)
-    finally:
-        site.share = None
-    with site.stats.watch.running(out.device):
+    out = attend(site, q, k, v, None, hidden, shares[ranks.rank])
+    with site.stats.timer.running(out.device):
         return ranks.to_tokens(out, shares, tokens)
 
 

@@ -38,6 +38,7 @@ class HeadGroup:
         compensation: what makes up for skipped blocks.
         skip: BLASST's scale factor, see :class:`vidaccel.configs.plan.HeadPolicy`.
         members: numbers of those heads in the layer.
+        key: what they do, by value: what they remember of a run is kept under it.
         share: part of the call's heads that are in this group.
         density: kept token pairs over all, mean over the group's heads; ``None`` where each call has its own.
     """
@@ -49,6 +50,7 @@ class HeadGroup:
     compensation: Compensation
     skip: float
     members: tuple[int, ...]
+    key: tuple[object, ...]
     share: float
     density: float | None
 
@@ -151,9 +153,8 @@ def prepare(
     for (precision, compensation, skip, chosen), heads in members.items():
         pattern = None if chosen is None else build_pattern(chosen)
         assert pattern is None or isinstance(pattern, DynamicPattern)
-        mask = None
-        if pattern is None:
-            mask = _static_mask([policy.for_head(head, num_heads).pattern for head in heads], layout)
+        specs = [policy.for_head(head, num_heads).pattern for head in heads]
+        mask = None if pattern is not None else _static_mask(specs, layout)
         rule = build_compensation(compensation)
         if mask is not None and mask.is_full() and not rule.always:
             rule = _DROPPED  # nothing is skipped
@@ -166,6 +167,7 @@ def prepare(
                 compensation=rule,
                 skip=skip,
                 members=tuple(heads),
+                key=(tuple(specs), precision, compensation, skip, tuple(heads), layout),
                 share=len(heads) / share.count,
                 density=None if mask is None else mask.density(layout),
             )

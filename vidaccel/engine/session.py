@@ -1,111 +1,47 @@
-"""What ``vidaccel.patch`` returns: it owns the clock, the statistics and the undo list.
+"""What ``vidaccel.patch`` returns: it owns the runs, the statistics and the undo list.
 
-All mutable state lives here, so two pipelines with different plans do not meet.
+Two pipelines with different plans do not meet here. What belongs to one forward pass lies in its
+:class:`~.context.ForwardContext`, and what is remembered from pass to pass in the :class:`~.runs.DenoisingRun`.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import nn
 
 from ..configs.plan import LayerPolicy, Plan
 from ..errors import PlanMismatchError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
 from ..layout import TokenLayout
 from ..types import Precision, TileShape, VideoGrid
-from .clock import Clock, Moment
+from .attachment import Attachment, NotPickled, attachment_of
+from .context import ForwardContext, PatchedTransformer
 from .guard import Guard
-from .prepare import HeadGroup, HeadShare, prepare
-from .sequence import Part, Sequence, padding_of, parts_of
+from .pipeline_call import PipelineCall, check_idle, pipeline_call
+from .prepare import HeadGroup, HeadShare, is_stateful, prepare
+from .runs import DenoisingRun, Moment, RunBook
 from .site import AttentionSite, DenseAttention, Observer
 from .stats import LayerStats, Report
-from .trajectory import Trajectory
 
 if TYPE_CHECKING:
     from .parallel import Ranks
 
-__all__ = ["Session", "TransformerState"]
-
+__all__ = ["Session"]
 
 _MAX_GROUPS = 256
 
 
-@dataclass(eq=False)
-class TransformerState:
-    """One transformer of the pipeline, and what its current forward pass is about.
-
-    Args:
-        name: the pipeline's name for it, ``"transformer"`` or ``"transformer_2"``.
-        moment: set on entry of each forward pass.
-        grid: token grid of this pass; ``None`` if it cannot run sparse, then ``dense_reason`` says why.
-        tile: tile shape the plan asks for, or ``None`` to let the layout choose.
-        tiled: whether the block stack sees its tokens in layout order (once per forward), or in raster order, so
-            that each layer permutes for itself.
-        joint: whether other tokens share the sequence with the video.
-        before: how many of them precede it; ``None`` for all.
-        ranks: the processes that share the sequence of this pass, if they do.
-        padding: what :meth:`parts` found in this pass, by mask.
-        trajectory: its outputs of before, if the plan asks for them.
-    """
-
-    name: str
-    moment: Moment | None = None
-    grid: VideoGrid | None = None
-    tile: TileShape | None = None
-    tiled: bool = False
-    dense_reason: str | None = None
-    joint: bool = False
-    before: int | None = 0
-    ranks: Ranks | None = None
-    padding: dict[Any, tuple[torch.Tensor, tuple[Part, ...] | str]] = field(default_factory=dict)
-    trajectory: Trajectory = field(default_factory=Trajectory)
-
-    def layout(self, device: torch.device) -> TokenLayout:
-        """Order of the video's tokens in this pass, on the device where it is needed (offloading moves layers)."""
-        assert self.grid is not None
-        return TokenLayout.of(self.grid, self.tile, device=device)
-
-    def sequence(self, tokens: int) -> Sequence | str:
-        """A layer's sequence of so many valid tokens, or one sentence on why it cannot be this video."""
-        assert self.grid is not None
-        others = tokens - self.grid.tokens
-        before = others if self.before is None else self.before
-        if not 0 <= before <= others or (others and not self.joint):
-            return (
-                f"the layer sees {tokens} tokens where the grid {self.grid} has {self.grid.tokens}"
-                + (f" after {before} others" if before > 0 else "")
-                + " (a sharded or extended sequence)"
-            )
-        return Sequence(self.grid, self.tile, tokens, before, self.tiled)
-
-    def parts(self, q: torch.Tensor, mask: torch.Tensor | None) -> tuple[Part, ...] | str:
-        """The batch by number of valid tokens, or one sentence on why the mask is more than padding.
-
-        Layers of one pass share their mask, so it is read back from the device once.
-        """
-        batch, tokens = q.shape[:2]
-        if mask is None:
-            return (Part(None, 1.0, tokens),)
-        if mask.numel() > batch * tokens:  # no device read, and nothing to keep
-            return padding_of(mask, batch, tokens)  # type: ignore[return-value]
-        key = (mask.data_ptr(), mask.shape, mask.stride(), batch, tokens)
-        if key not in self.padding:
-            found = padding_of(mask, batch, tokens)
-            # the mask is kept, or another could take its place in memory
-            self.padding[key] = mask, found if isinstance(found, str) else parts_of(found, q.device)
-        return self.padding[key][1]
-
-
-class Session:
-    """A patched pipeline: change nothing here while it runs.
+class Session(NotPickled):
+    """A patched pipeline.
 
     Args:
         plan: what to run where.
-        clock: tells the noise level; shared by both transformers.
+        pipe: the pipeline that is patched, or a bare transformer, or ``None`` without one. It is not kept alive.
         strict: raise :class:`StrictError` where a layer would run other than planned, instead of reporting it.
         allow_mismatch: warn instead of raising when the plan's fingerprint names another model or grid.
         kernel: name of the kernel to use, or ``None`` for the best one that can run.
@@ -115,7 +51,7 @@ class Session:
     def __init__(
         self,
         plan: Plan,
-        clock: Clock,
+        pipe: Any = None,
         *,
         strict: bool = False,
         allow_mismatch: bool = False,
@@ -123,7 +59,6 @@ class Session:
         guard: Guard | None = None,
     ) -> None:
         self.plan = plan
-        self.clock = clock
         self.strict = strict
         self.allow_mismatch = allow_mismatch
         self.kernel = kernel
@@ -137,21 +72,30 @@ class Session:
         #: What became of Linears that the plan wants in 8 bits, see :class:`Report`.
         self.linear: list[dict[str, Any]] = []
         self.kernels: dict[KernelRequest, tuple[Kernel | None, Precision, str | None]] = {}
+        self.runs = RunBook()
+        self._pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
+        self._names: list[str] = []
+        self._attachments: list[weakref.ref[Attachment]] = []
         self._policies: dict[tuple[int, str, int, str | None], LayerPolicy] = {}
         self._groups: dict[tuple[LayerPolicy, int, TokenLayout, HeadShare | None], tuple[HeadGroup, ...]] = {}
         self._grids: set[VideoGrid] = set()
         self._said: dict[str, None] = {}
         self._undo: list[Callable[[], Any]] = []
+        self._closed = False
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        state = f"{len(self.sites)} layers" if self._undo else "closed"
+        state = "closed" if self._closed else f"{len(self.sites)} layers"
         return f"Session(plan={self.plan.name!r}, {state})"
 
     # -- for users ----------------------------------------------------------------------------------------------
 
     def report(self) -> Report:
         """What ran since patching or :meth:`reset_stats`: density, seconds and fallbacks per layer."""
-        return Report.of(self.plan.name, [s.stats for s in self.sites], self.not_patched, list(self._said), self.linear)
+        return Report.of(
+            self.plan.name, [site.stats for site in self.sites], [*self.not_patched, *self._replaced()],
+            list(self._said), self.linear,
+        )  # fmt: skip
 
     def reset_stats(self) -> None:
         """Starts all counters anew."""
@@ -159,41 +103,108 @@ class Session:
             old = site.stats
             site.stats = LayerStats(old.transformer, old.layer, old.module)
 
+    def new_run(self) -> DenoisingRun:
+        """Begins a new denoising run: what patterns and compensations remember is that of this run from here on.
+
+        A pipeline's call begins one by itself. A loop of one's own says so, because equal noise levels may be one run
+        or two. Loops that take turns, such as windows over a long video, keep their runs and say which one goes on::
+
+            windows = [(session.new_run(), window) for window in cut(latents)]
+            for t in timesteps:
+                for run, window in windows:
+                    with run:
+                        window.step(transformer(window.latents, t, text), t)
+
+        Outside of such blocks the passes of this thread belong to the run that was begun last.
+        """
+        return self.runs.begin(self.pipeline_call())
+
     def close(self) -> None:
-        """Undoes every change to the pipeline, in reverse order; the statistics stay readable. Twice is once."""
+        """Undoes every change to the pipeline, in reverse order; the statistics stay readable. Twice is once.
+
+        Raises:
+            PatchError: if the pipeline is running.
+        """
+        if self._closed:
+            return
+        attachments = self.attachments()
+        check_idle(self._pipe(), [attachment.model for attachment in attachments], "unpatch")
+        self._closed = True
+        for attachment in reversed(attachments):
+            attachment.undo()
         while self._undo:
             self._undo.pop()()
 
     @property
     def closed(self) -> bool:
         """Whether nothing of the pipeline is patched any more."""
-        return not self._undo
+        return self._closed
+
+    def copied(self, memo: dict[int, Any]) -> Session:
+        """The session of a copy: the same plan and settings, nothing patched yet, nothing counted.
+
+        Args:
+            memo: of ``copy.deepcopy``; copies in one go share a session.
+        """
+        if id(self) not in memo:
+            memo[id(self)] = Session(
+                self.plan, memo.get(id(self._pipe())), strict=self.strict, allow_mismatch=self.allow_mismatch,
+                kernel=self.kernel, guard=self.guard,
+            )  # fmt: skip
+        return memo[id(self)]  # type: ignore[no-any-return]
+
+    __deepcopy__ = copied
 
     # -- for patchers -------------------------------------------------------------------------------------------
 
+    @property
+    def pipe(self) -> Any:
+        """The pipeline that was patched, or ``None`` if it is gone."""
+        return self._pipe()
+
     def on_close(self, undo: Callable[[], Any]) -> None:
-        """Registers one step back."""
+        """Registers one step back that is not of one transformer."""
         self._undo.append(undo)
 
-    def add_site(self, state: TransformerState, layer: int, module: str, dense: DenseAttention) -> AttentionSite:
+    def attach(self, model: nn.Module, name: str) -> Attachment:
+        """Registers a transformer; what is changed on it goes to the attachment, which lives as long as the model."""
+        attachment = Attachment(self, model, name)
+        self._names.append(name)
+        self._attachments.append(weakref.ref(attachment))
+        return attachment
+
+    def attachments(self) -> list[Attachment]:
+        """Those of the transformers that still exist."""
+        return [attachment for ref in self._attachments if (attachment := ref()) is not None]
+
+    def add_site(
+        self, transformer: PatchedTransformer, layer: int, module: str, dense: DenseAttention
+    ) -> AttentionSite:
         """Registers one patched attention layer."""
-        site = AttentionSite(self, state, layer, dense, LayerStats(state.name, layer, module))
+        site = AttentionSite(self, transformer, layer, dense, LayerStats(transformer.name, layer, module))
         self.sites.append(site)
         return site
 
+    def pipeline_call(self) -> PipelineCall | None:
+        """The call of a pipeline, in this thread, that holds a transformer of this session."""
+        calls = (pipeline_call(attachment.model) for attachment in self.attachments())
+        return next((call for call in calls if call is not None), None)
+
     def enter(
         self,
-        state: TransformerState,
+        transformer: PatchedTransformer,
         moment: Moment,
+        run: DenoisingRun,
         grid: VideoGrid | str,
         *,
         tiled: bool,
         before: int | None = 0,
         ranks: Ranks | None = None,
-    ) -> None:
-        """Starts a forward pass.
+    ) -> ForwardContext:
+        """Starts a forward pass in this thread.
 
         Args:
+            run: what it belongs to.
             grid: the token grid, or one sentence on why it is unknown.
             tiled: whether the patcher reorders the tokens once for this pass.
             before: how many tokens that are not video precede it in the layers' sequence; ``None`` for all of them.
@@ -202,26 +213,32 @@ class Session:
         Raises:
             PlanMismatchError: if the plan was made for another grid and ``allow_mismatch`` is off.
         """
-        state.moment, state.ranks = moment, ranks
-        state.padding.clear()  # another pass may have another mask at the same place
+        context = ForwardContext(moment, run, joint=transformer.joint, before=before, ranks=ranks)
+        transformer.context = context
+        if run.crowded and self._is_stateful():
+            self.say_once(
+                "a loop takes more than two passes of one name at one noise level, so nothing is remembered from step"
+                " to step; begin a run for each: run = session.new_run(), then `with run:` around its passes"
+            )
+        name = transformer.name
         if isinstance(grid, str) or (self.plan.is_dense and self.observer is None):
-            state.grid, state.tiled = None, False
-            state.dense_reason = grid if isinstance(grid, str) else None
-            return
+            context.dense_reason = grid if isinstance(grid, str) else None
+            return context
         if grid not in self._grids:
             self._check_grid(grid)
             self._grids.add(grid)
-        state.grid, state.before, state.tile, state.tiled = grid, before, self.plan.tile, tiled
+        context.grid, context.tile, context.tiled = grid, self.plan.tile, tiled
         if self.plan.is_dense:  # nothing is reordered; the observer gets its own copies
-            state.tile, state.tiled = self.observed_tile, False
+            context.tile, context.tiled = self.observed_tile, False
         elif not tiled:
-            self.say_once(f"{state.name}: tokens are reordered in every layer, not once per forward pass")
+            self.say_once(f"{name}: tokens are reordered in every layer, not once per forward pass")
         if ranks is not None and not self.plan.is_dense:
             self.say_once(
-                f"{state.name}: {ranks.count} ranks exchange their tokens for heads in sparse calls"
+                f"{name}: {ranks.count} ranks exchange their tokens for heads in sparse calls"
                 + ("" if ranks.ulysses == ranks.count else ", and rotate keys, as ring_degree asks, in dense ones only")
                 + "; this report is of the heads of one rank"
             )
+        return context
 
     def _check_grid(self, grid: VideoGrid) -> None:
         made_for = self.plan.fingerprint.grid if self.plan.fingerprint else None
@@ -235,6 +252,36 @@ class Session:
             raise PlanMismatchError(message)
         warnings.warn(message, VidaccelWarning, stacklevel=2)
         self.say_once(message)
+
+    def _is_stateful(self) -> bool:
+        heads = {head for rule in self.plan.rules for head in rule.policy.heads}
+        return any(is_stateful(head) for head in heads)
+
+    def _replaced(self) -> list[dict[str, str]]:
+        """What was put in place of what is patched, for the report."""
+        if self._closed:
+            return []
+        found = [
+            {"module": module, "reason": reason}
+            for attachment in self.attachments()
+            for module, reason in attachment.replaced()
+        ]
+        return found + [{"module": name, "reason": reason} for name, reason in self.swapped().items()]
+
+    def swapped(self) -> dict[str, str]:
+        """Components of the pipeline that other models took the place of, and why they do not run by the plan."""
+        pipe, found = self._pipe(), {}
+        if pipe is None or isinstance(pipe, nn.Module):
+            return {}
+        for name in self._names:
+            now = getattr(pipe, name, None)
+            modules = now.modules() if isinstance(now, nn.Module) else ()
+            if now is not None and all(attachment_of(module) is None for module in modules):
+                found[name] = (
+                    f"it was replaced after patching by a {type(now).__name__}, which neither is patched nor holds what"
+                    " is, so it runs dense; call vidaccel.unpatch(pipe) and patch again"
+                )
+        return found
 
     # -- for the hot path ---------------------------------------------------------------------------------------
 
@@ -250,15 +297,18 @@ class Session:
     ) -> tuple[HeadGroup, ...]:
         """The policy made ready for kernels on this layout, remembered; see :func:`~.prepare.prepare`."""
         key = (policy, num_heads, layout, share)
-        if key not in self._groups:
+        found = self._groups.get(key)
+        if found is not None:
+            return found
+        found = prepare(policy, num_heads, layout, share)
+        mine = policy.heads if share is None else [policy.for_head(head, num_heads) for head in share.numbers]
+        if not found and not all(head.is_dense for head in mine):
+            patterns = ", ".join(dict.fromkeys(str(head.pattern) for head in mine))
+            self.say_once(f"{patterns} keeps every block of a {layout.grid} grid, so it runs as plain attention")
+        with self._lock:
             if len(self._groups) >= _MAX_GROUPS:  # every length of text has a layout of its own
                 self._groups.pop(next(iter(self._groups)))
-            self._groups[key] = prepare(policy, num_heads, layout, share)
-            mine = policy.heads if share is None else [policy.for_head(head, num_heads) for head in share.numbers]
-            if not self._groups[key] and not all(head.is_dense for head in mine):
-                patterns = ", ".join(dict.fromkeys(str(head.pattern) for head in mine))
-                self.say_once(f"{patterns} keeps every block of a {layout.grid} grid, so it runs as plain attention")
-        return self._groups[key]
+            return self._groups.setdefault(key, found)
 
     def say_once(self, event: str) -> None:
         """Adds a note to the report, unless it is there already."""

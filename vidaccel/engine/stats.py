@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ class Stopwatch:
     """Adds up seconds: wall clock on a CPU, events on CUDA, which are read only when the total is asked for."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # threads may share a layer
         self._seconds = 0.0
         self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -33,16 +35,19 @@ class Stopwatch:
         else:
             began = time.perf_counter()
             yield
-            self._seconds += time.perf_counter() - began
+            spent = time.perf_counter() - began
+            with self._lock:
+                self._seconds += spent
 
     @property
     def seconds(self) -> float:
         """Total so far."""
-        for start, end in self._pending:
-            end.synchronize()
-            self._seconds += start.elapsed_time(end) / 1000
-        self._pending.clear()
-        return self._seconds
+        with self._lock:
+            pending, self._pending = self._pending, []
+            for start, end in pending:
+                end.synchronize()
+                self._seconds += start.elapsed_time(end) / 1000
+            return self._seconds
 
 
 @dataclass
@@ -61,30 +66,39 @@ class LayerStats:
     sparse_density_sum: float = 0.0
     kernels: Counter[str] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    timer: Stopwatch = field(default_factory=Stopwatch)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, kernel: str, density: float, *, sparse: bool) -> None:
         """Adds one finished call; ``density`` is kept token pairs over all, averaged over heads."""
-        self.calls += 1
-        self.density_sum += density
-        self.kernels[kernel] += 1
-        if sparse:
-            self.sparse_calls += 1
-            self.sparse_density_sum += density
+        with self._lock:  # threads may share a layer
+            self.calls += 1
+            self.density_sum += density
+            self.kernels[kernel] += 1
+            if sparse:
+                self.sparse_calls += 1
+                self.sparse_density_sum += density
+
+    def count_fallback(self, reason: str) -> None:
+        """Adds one call that did not run as planned."""
+        with self._lock:
+            self.fallbacks[reason] += 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "transformer": self.transformer,
-            "layer": self.layer,
-            "module": self.module,
-            "calls": self.calls,
-            "sparse_calls": self.sparse_calls,
-            "density": self.density_sum / self.calls if self.calls else None,
-            "seconds": self.watch.seconds,
-            "kernels": dict(self.kernels),
-            "fallbacks": dict(self.fallbacks),
-        }
+        seconds = self.timer.seconds
+        with self._lock:
+            return {
+                "transformer": self.transformer,
+                "layer": self.layer,
+                "module": self.module,
+                "calls": self.calls,
+                "sparse_calls": self.sparse_calls,
+                "density": self.density_sum / self.calls if self.calls else None,
+                "seconds": seconds,
+                "kernels": dict(self.kernels),
+                "fallbacks": dict(self.fallbacks),
+            }
 
 
 @dataclass(frozen=True)

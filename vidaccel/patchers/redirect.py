@@ -11,6 +11,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import copy
 import inspect
 import textwrap
 from functools import cache
@@ -19,19 +20,25 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..engine.ops import Entrance, attention, passed_by
+from ..engine.attachment import NotPickled
+from ..engine.gate import ForwardGate
+from ..engine.ops import attention, passed_by
+from ..engine.session import Session
 from ..errors import PatchError
 
 __all__ = ["SparseProcessor", "redirected"]
 
 _ANNOTATIONS = __future__.annotations.compiler_flag
+_INPUT = "_vidaccel_input"
 _METHODS = {"dispatch_attention_fn": "dispatched", "scaled_dot_product_attention": "scaled_dot_product"}
 
 
-class SparseProcessor:
-    """Base of our attention processors: carries the layer's handle and what dense calls need.
+class SparseProcessor(NotPickled):
+    """Base of our attention processors: carries the layer's handle and what dense calls need. Nothing of one call.
 
     Its subclasses, made by :func:`redirected`, are subclasses of the original's class too, and hold its attributes.
+    Once the session is closed, a call runs the original, wherever the processor was kept; a copy is one of the
+    original.
     """
 
     original: Any
@@ -45,10 +52,18 @@ class SparseProcessor:
         self.__dict__.update(original.__dict__)
         self.original = original
         self.handle = torch.empty(0, dtype=torch.int64)
-        self.entrance: Entrance | None = None
-        #: Whether a hook puts here what the layer takes, because the plan asks for it, and that until it is used.
+        self.session: Session | None = None
+        self.gate: ForwardGate | None = None
+        #: Whether the plan asks for what the layer takes.
         self.gated = False
-        self.hidden: torch.Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.original, memo)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether calls run the original."""
+        return self.session is not None and self.session.closed
 
     def dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """What the original processor runs on q, k, v [B, S, H, D], with its exchange between ranks if it has one."""
@@ -81,13 +96,20 @@ class SparseProcessor:
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
+        *,
+        layer_input: torch.Tensor | None = None,
         **rest: Any,
     ) -> torch.Tensor:
-        """Stands in for ``dispatch_attention_fn``, tensors [B, S, H, D]; what is not self-attention goes there."""
+        """Stands in for ``dispatch_attention_fn``, tensors [B, S, H, D]; what is not self-attention goes there.
+
+        Args:
+            layer_input: what the layer's projections took, [B, S, C].
+        """
         odd = bool(dropout_p or is_causal or enable_gqa or rest.get("attention_kwargs")) or scale is not None
         ours = attn_mask is None or isinstance(attn_mask, torch.Tensor)
         if ours and not odd and key.shape == query.shape and not _perturbed():
-            return attention(query, key, value, self.handle, attn_mask, self._input(), self._token())
+            hidden = layer_input if self.gated else None
+            return attention(query, key, value, self.handle, attn_mask, hidden, self._token())
         self._count_other(query, key, attn_mask)
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
@@ -103,26 +125,22 @@ class SparseProcessor:
         attn_mask: torch.Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
+        *,
+        layer_input: torch.Tensor | None = None,
         **rest: Any,
     ) -> torch.Tensor:
         """Stands in for ``scaled_dot_product_attention``: tensors [B, H, S, D]."""
         if key.shape == query.shape and not (dropout_p or is_causal or rest or _perturbed()):
             q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-            return attention(q, k, v, self.handle, attn_mask, self._input(), self._token()).transpose(1, 2)
+            hidden = layer_input if self.gated else None
+            return attention(q, k, v, self.handle, attn_mask, hidden, self._token()).transpose(1, 2)
         self._count_other(query, key, attn_mask)
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **rest)
-
-    def _input(self) -> torch.Tensor | None:
-        """The layer's input, once; it goes through the operator's arguments, so that compiled graphs see it too."""
-        if not self.gated:
-            return None
-        hidden, self.hidden = self.hidden, None
-        return hidden
 
     def _token(self) -> torch.Tensor | None:
         """What the pass began with, if that is compiled too."""
         # which hooks there are is read here, because a compiled graph notices values it has read, and no new hook
-        return None if self.entrance is None or self.entrance.hooks is None else self.entrance.token
+        return None if self.gate is None or self.gate.hooks is None else self.gate.token
 
     def _count_other(self, query: torch.Tensor, key: torch.Tensor, mask: Any) -> None:
         """Reports a call of the model's self-attention that no kernel here can run; cross-attention is none of it."""
@@ -138,11 +156,15 @@ class SparseProcessor:
             passed_by(self.handle, f"the model attends {what}")
 
     def restore(self, module: Any) -> None:
-        """Puts the original processor back, with the backend the user may have chosen meanwhile."""
+        """Puts the original processor back, with the backend the user may have chosen meanwhile.
+
+        A processor that somebody has put in our place since stays.
+        """
         for setting in ("_attention_backend", "_parallel_config"):
             if getattr(self.original, setting, None) is not getattr(self, setting):
                 setattr(self.original, setting, getattr(self, setting))
-        module.processor = self.original
+        if module.processor is self:
+            module.processor = self.original
 
 
 def _perturbed() -> bool:
@@ -180,8 +202,9 @@ def redirected(processor: type, forget: frozenset[str] = frozenset()) -> type[Sp
     tree = ast.parse(source)
     (function,) = tree.body
     assert isinstance(function, ast.FunctionDef)
-    redirect = _Redirect(function.args.args[0].arg, forget)
+    redirect = _Redirect(function.args, forget)
     redirect.visit(function)
+    redirect.begin(function)
     if not redirect.found:
         raise PatchError(f"{name} does not call diffusers' or torch's attention function itself")
     missing = forget - redirect.forgotten
@@ -204,8 +227,12 @@ def redirected(processor: type, forget: frozenset[str] = frozenset()) -> type[Sp
 class _Redirect(ast.NodeTransformer):
     """Rewrites attention calls and leaves out assignments to some variables."""
 
-    def __init__(self, this: str, forget: frozenset[str]) -> None:
-        self.this, self.forget = this, forget
+    def __init__(self, arguments: ast.arguments, forget: frozenset[str]) -> None:
+        self.arguments, self.forget = arguments, forget
+        first, *others = (argument.arg for argument in (*arguments.posonlyargs, *arguments.args))
+        self.this = first
+        #: The argument that the layer's projections take, if it can be told.
+        self.input = "hidden_states" if "hidden_states" in others else None
         self.found: set[str] = set()
         self.forgotten: set[str] = set()
 
@@ -215,7 +242,26 @@ class _Redirect(ast.NodeTransformer):
         if name in _METHODS:
             self.found.add(name)
             node.func = ast.Attribute(ast.Name(self.this, ast.Load()), _METHODS[name], ast.Load())
+            if self.input is not None:
+                node.keywords.append(ast.keyword("layer_input", ast.Name(_INPUT, ast.Load())))
         return node
+
+    def begin(self, function: ast.FunctionDef) -> None:
+        """Lets a closed processor run the original, and an open one keep its input, which it may assign to later."""
+        given = self.arguments
+        positional = [ast.Name(argument.arg, ast.Load()) for argument in (*given.posonlyargs, *given.args)][1:]
+        passed: list[ast.expr] = [*positional]
+        if given.vararg is not None:
+            passed.append(ast.Starred(ast.Name(given.vararg.arg, ast.Load()), ast.Load()))
+        named = [ast.keyword(argument.arg, ast.Name(argument.arg, ast.Load())) for argument in given.kwonlyargs]
+        if given.kwarg is not None:
+            named.append(ast.keyword(None, ast.Name(given.kwarg.arg, ast.Load())))
+        this = ast.Name(self.this, ast.Load())
+        original = ast.Call(ast.Attribute(this, "original", ast.Load()), passed, named)
+        start: list[ast.stmt] = [ast.If(ast.Attribute(this, "is_closed", ast.Load()), [ast.Return(original)], [])]
+        if self.input is not None:
+            start.append(ast.Assign([ast.Name(_INPUT, ast.Store())], ast.Name(self.input, ast.Load())))
+        function.body[:0] = start
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
         names = {target.id for target in node.targets if isinstance(target, ast.Name)}

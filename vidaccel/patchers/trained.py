@@ -1,13 +1,14 @@
 """Trained parts of systems, from what the user gives to the layer that uses them.
 
 The tensors hang on the attention modules as buffers that no state dict holds, so that whatever moves a module to a
-device (``pipe.to``, CPU offloading) moves them along. A gate also takes the layer's input; a forward pre-hook hands it
-to the processor. Both are undone when the session closes.
+device (``pipe.to``, CPU offloading) moves them along. A gate also takes the layer's input, which the processor hands
+on. Both are undone when the session closes.
 """
 
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -18,14 +19,14 @@ from torch import nn
 from ..compensation import build_compensation
 from ..configs.plan import TRANSFORMERS, HeadPolicy, Plan
 from ..configs.weights import GROUPS, TENSORS, WeightSource, by_layer, check_layer, read_weights
+from ..engine.attachment import Attachment
 from ..engine.session import Session
 from ..engine.site import AttentionSite
 from ..errors import ConfigError, VidaccelWarning
 from ..patterns.registry import build_pattern
 from .base import Family
-from .redirect import SparseProcessor
 
-__all__ = ["Trained", "Weights", "attach", "load_trained"]
+__all__ = ["Trained", "Weights", "attach", "attached", "load_trained"]
 
 #: One source for a pipeline with one transformer, or one for each by its name in the pipeline.
 Weights: TypeAlias = "WeightSource | Mapping[str, WeightSource]"
@@ -100,36 +101,48 @@ def load_trained(
     return trained, list(notes)
 
 
-def attach(session: Session, model: nn.Module, sites: Sequence[AttentionSite], trained: Trained) -> None:
-    """Gives the patched layers of ``model`` their tensors, and the gates their input; registered for undo."""
+def attach(attachment: Attachment, sites: Sequence[AttentionSite], trained: Trained) -> None:
+    """Gives the patched layers of a transformer their tensors, and rules that ask for it the layer's input."""
+    takers = _take_hidden(attachment.session.plan)
+    modules = {path: (module, ours) for path, module, ours in attachment.processors}
     for site in sites:
-        tensors = trained.get(site.state.name, {}).get(site.layer)
+        tensors = trained.get(site.transformer.name, {}).get(site.layer)
         if not tensors:
             continue
-        module = model.get_submodule(site.stats.module)
+        module, processor = modules[site.stats.module]
         own = next((p for p in module.parameters() if p.dtype in _DTYPES), None)
         for name, tensor in tensors.items():
             # sequential offloading leaves parameters without data; then ours wait where they were read
             device = None if own is None or own.is_meta else own.device
             dtype = torch.float32 if name in _FLOAT32 or own is None else own.dtype
-            buffer = _buffer(name)
-            module.register_buffer(buffer, tensor.to(device=device, dtype=dtype), persistent=False)
-            session.on_close(partial(delattr, module, buffer))
-        site.weights = partial(_on_device, module, tuple(tensors))
-        if "gate.weight" in tensors:  # the one group whose rules take the layer's input
-            processor: Any = module.processor
-            processor.gated = True
-            session.on_close(module.register_forward_pre_hook(_hand_over, with_kwargs=True).remove)
+            attachment.add_buffer(module, _buffer(name), tensor.to(device=device, dtype=dtype))
+        # not kept alive by the session, which outlives a transformer that is replaced
+        site.weights = partial(_on_device, weakref.ref(module), tuple(tensors))
+        processor.gated = any(_GROUP_OF[name] in takers for name in tensors)
 
 
-def _hand_over(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of an attention module: its input goes to our processor."""
-    if isinstance(module.processor, SparseProcessor):
-        module.processor.hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+def attached(session: Session, model: nn.Module, name: str) -> dict[int, dict[str, torch.Tensor]]:
+    """The tensors that the patched layers of a transformer have, by layer and name."""
+    found = {}
+    for site in session.sites:
+        if site.transformer.name == name:
+            buffers = dict(model.get_submodule(site.stats.module).named_buffers(recurse=False))
+            names = (tensor.name for tensor in TENSORS if _buffer(tensor.name) in buffers)
+            found[site.layer] = {tensor: buffers[_buffer(tensor)] for tensor in names}
+    return found
 
 
-def _on_device(module: nn.Module, names: tuple[str, ...], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: getattr(module, _buffer(name)).to(device) for name in names}
+def _take_hidden(plan: Plan) -> set[str]:
+    """Groups of trained tensors whose rules take the layer's input beside them."""
+    rules = {head.compensation for rule in plan.rules for head in rule.policy.heads}
+    built = (build_compensation(rule) for rule in rules)
+    return {group for rule in built if rule.needs_hidden for group in rule.trained}
+
+
+def _on_device(module: weakref.ref[nn.Module], names: tuple[str, ...], device: torch.device) -> dict[str, torch.Tensor]:
+    layer = module()
+    assert layer is not None  # it makes the call
+    return {name: getattr(layer, _buffer(name)).to(device) for name in names}
 
 
 def _buffer(name: str) -> str:

@@ -13,7 +13,8 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ import torch
 from torch import nn
 
 from ..configs.step_cache import CACHES, Cache
+from ..engine.unwrap import unwrapped
 from ..errors import ConfigError
-from .running import uncompiled
 
-__all__ = ["AUTO", "CACHES", "Cache", "check_cache", "enabled", "read_cache", "without"]
+__all__ = ["AUTO", "CACHES", "Cache", "check_cache", "enable", "enabled", "read_cache", "without"]
 
 #: What ``--caches auto`` tries, where the model supports it.
 AUTO = ("sea:0.25", "first-block:0.08", "first-block:0.15", "taylorseer:2", "taylorseer:3", "pab:2", "faster:2")
@@ -70,12 +71,30 @@ def enabled(pipe: Any, cache: Cache | None, steps: int | None) -> Iterator[None]
     Raises:
         ConfigError: if a transformer or the pipeline does not support it, or has a cache already.
     """
-    with ExitStack() as undo:
-        if cache is not None:
-            _check_pipeline(pipe, cache)
-            for name, model in _transformers(pipe):
-                _enable(pipe, name, model, cache, steps, undo)
+    undo = [] if cache is None else enable(pipe, cache, steps)
+    try:
         yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+def enable(pipe: Any, cache: Cache, steps: int | None) -> list[Callable[[], Any]]:
+    """Enables the cache in every transformer of the pipeline; arguments and errors as :func:`enabled` has them.
+
+    Returns:
+        what undoes it. Nothing happens by itself: a process may end with the cache enabled.
+    """
+    _check_pipeline(pipe, cache)
+    undo: list[Callable[[], Any]] = []
+    try:
+        for name, model in _transformers(pipe):
+            _enable(pipe, name, model, cache, steps, undo)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    return undo
 
 
 def check_cache(pipe: Any, cache: Cache | None, steps: int | None) -> None:
@@ -97,11 +116,11 @@ def without(pipe: Any, wanted: tuple[str, ...], steps: int | None) -> dict[str, 
 
 def _transformers(pipe: Any) -> list[tuple[str, Any]]:
     parts = {"transformer": pipe} if isinstance(pipe, nn.Module) else getattr(pipe, "components", {})
-    found = ((name, uncompiled(part)) for name, part in parts.items() if name.startswith("transformer"))
-    return [(name, model) for name, model in found if model is not None]
+    found = {id(model): (name, model) for name, part in parts.items() if (model := unwrapped(part)) is not None}
+    return [(name, model) for name, model in found.values() if name.startswith("transformer")]
 
 
-def _enable(pipe: Any, name: str, model: Any, cache: Cache, steps: int | None, undo: ExitStack) -> None:
+def _enable(pipe: Any, name: str, model: Any, cache: Cache, steps: int | None, undo: list[Callable[[], Any]]) -> None:
     if not hasattr(model, "enable_cache"):
         raise ConfigError(f"{type(model).__name__} supports none of diffusers' caches; leave out the cache {cache}")
     if model.is_cache_enabled:
@@ -111,13 +130,20 @@ def _enable(pipe: Any, name: str, model: Any, cache: Cache, steps: int | None, u
         model.enable_cache(_config(pipe, cache, steps))
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
         raise ConfigError(f"{type(model).__name__} does not take the cache {cache}: {error}") from error
-    undo.callback(model.disable_cache)
+    undo.append(partial(_disable, weakref.ref(model)))
     if _hooks(model) == before:
         raise ConfigError(f"the cache {cache} finds no layers in {type(model).__name__}; use another")
     if cache.name in ("pab", "faster"):
         from .by_branch import keep_branches_apart  # which imports diffusers
 
         keep_branches_apart(model)
+
+
+def _disable(model: weakref.ref[Any]) -> None:
+    """Disables the cache of a model that may be gone, or that somebody has disabled it for."""
+    found = model()
+    if found is not None and found.is_cache_enabled:
+        found.disable_cache()
 
 
 def _check_pipeline(pipe: Any, cache: Cache) -> None:

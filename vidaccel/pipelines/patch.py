@@ -5,9 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,17 @@ from torch import nn
 from ..configs.linear import LinearPlan, linear_plan
 from ..configs.plan import Plan
 from ..configs.presets import resolve_plan
-from ..engine.clock import Clock
+from ..engine.attachment import Attachment, attachment_of
 from ..engine.guard import Guard
+from ..engine.pipeline_call import check_idle
 from ..engine.prepare import check_plan
 from ..engine.session import Session
+from ..engine.unwrap import unwrapped, wrappers_of
 from ..errors import (
     AlreadyPatchedError,
     ConfigError,
     NotPatchedError,
+    PatchError,
     PlanMismatchError,
     StrictError,
     UnsupportedModelError,
@@ -33,21 +34,34 @@ from ..errors import (
 from ..kernels.dispatch import kernels
 from ..linear.places import stacks_of
 from ..linear.quantise import check_linear, quantise
-from ..patchers.base import Family, patch_transformer
+from ..patchers.base import Family
+from ..patchers.copies import watch_copies
 from ..patchers.dense_only import DENSE_ONLY, DenseOnly
 from ..patchers.fingerprint import fingerprint_of
+from ..patchers.patching import patch_transformer
 from ..patchers.registry import dense_only_of, families, family_of
 from ..patchers.trained import Weights, attach, load_trained
-from .caches import enabled, read_cache
-from .running import check_idle, uncompiled
+from ..types import TRANSFORMERS
+from .caches import enable, read_cache
+from .start_check import check_starts
 
 __all__ = ["DEFAULT_PLAN", "find_transformers", "patch", "session_of", "unpatch"]
 
 #: The preset of ``patch(pipe)`` without a plan.
 DEFAULT_PLAN = "sta"
 
-# The session hangs on the transformer itself: a table here would keep every patched model alive for ever.
+#: Attribute of a patched pipeline, beside that of its transformers: it may be given others.
 _SESSION = "_vidaccel_session"
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A transformer of a pipeline: its name there, the module, what is around it, and what is known of it."""
+
+    name: str
+    model: nn.Module
+    wrappers: tuple[nn.Module, ...]
+    kind: Family | DenseOnly
 
 
 def patch(
@@ -60,6 +74,7 @@ def patch(
     weights: Weights | None = None,
     guard: Guard | None = None,
     linear: str | LinearPlan | None = None,
+    transformer: str | None = None,
 ) -> Session:
     """Makes the video self-attention of a pipeline run by a plan.
 
@@ -84,12 +99,15 @@ def patch(
         linear: ``"int8"`` or ``"fp8"`` for every Linear of the blocks' attention and feed-forward, or a
             :class:`LinearPlan` that says which, computed by torchao; ``"none"`` for none of them. ``None`` does what
             the plan says.
+        transformer: for a bare transformer, which one of the pipeline it is: ``"transformer"`` or ``"transformer_2"``.
+            It must be said if the plan has rules for ``transformer_2``.
 
     Raises:
         AlreadyPatchedError: if the pipeline is patched.
         UnsupportedModelError: if it holds no video transformer that vidaccel knows.
         PlanMismatchError: if the plan was made for another model or scheduler.
-        ConfigError: if the plan or the kernel's name is not valid, or the weights are missing or do not fit, or a
+        ConfigError: if the plan or the kernel's name is not valid, or its rules name a transformer and it is not known
+            which one this is, or the weights are missing or do not fit, or a
             transformer does not support the plan's step cache or has one already, or torchao is missing, or no Linear
             can be quantised.
         KernelError: if this device cannot compute Linears as asked.
@@ -104,15 +122,15 @@ def patch(
     known = [k.name for k in kernels()]
     if kernel is not None and kernel not in known:
         raise ConfigError(f"there is no kernel {kernel!r}; valid are {', '.join(known)}")
-    everything = _find(pipe)
-    check_idle(pipe, [model for _, model, _ in everything], "patch")
-    for name, model, _ in everything:
-        running = model.__dict__.get(_SESSION)
-        if running is not None:
-            raise AlreadyPatchedError(
-                f"{name} is patched already with plan {running.plan.name!r}; call vidaccel.unpatch(pipe) first"
-            )
-    found = [(name, model, family) for name, model, family in everything if isinstance(family, Family)]
+    everything = _find(pipe, transformer)
+    check_idle(pipe, [part.model for part in everything], "patch")
+    for running in _sessions(pipe, everything):
+        raise AlreadyPatchedError(
+            f"{type(pipe).__name__} is patched already with plan {running.plan.name!r}; call vidaccel.unpatch(pipe)"
+            " first"
+        )
+    found = [(part.name, part.model, part.kind) for part in everything if isinstance(part.kind, Family)]
+    unused = _check_names(resolved, pipe, [name for name, _, _ in found], transformer)
     for name, model, family in found:
         _check_fingerprint(resolved, name, model, family, getattr(pipe, "scheduler", None), allow_mismatch)
 
@@ -122,33 +140,26 @@ def patch(
             raise ConfigError(f"{type(pipe).__name__} stays dense as a whole, and so do its Linears; leave linear out")
         check_linear(resolved.linear, device)
     trained, notes = load_trained(resolved, found, weights)
-    owner = weakref.ref(pipe)
-    session = Session(
-        resolved,
-        Clock(lambda: getattr(owner(), "scheduler", None)),
-        strict=strict,
-        allow_mismatch=allow_mismatch,
-        kernel=kernel,
-        guard=guard,
-    )
+    session = Session(resolved, pipe, strict=strict, allow_mismatch=allow_mismatch, kernel=kernel, guard=guard)
     try:
         if resolved.cache is not None:
             _enable_cache(pipe, resolved.cache, session)
-        for name, model, kind in everything:
-            session.on_close(partial(model.__dict__.pop, _SESSION, None))
-            model.__dict__[_SESSION] = session
-            if isinstance(kind, Family):
-                patch_transformer(kind, model, name, session)
-                attach(session, model, [site for site in session.sites if site.state.name == name], trained)
-                if resolved.linear is not None:
-                    stacks, undo = stacks_of(kind.layers), session.on_close
-                    session.linear += quantise(model, name, stacks, resolved.linear, device, undo, strict=strict)
-            else:
-                _leave_dense(kind, model, name, session, refuse=strict and not found)
+        for part in everything:
+            if isinstance(part.kind, DenseOnly):
+                _leave_dense(part.kind, part, session, refuse=strict and not found)
+                continue
+            attachment = patch_transformer(part.kind, part.model, part.name, session, part.wrappers)
+            attach(attachment, [site for site in session.sites if site.transformer.name == part.name], trained)
+            if resolved.linear is not None:
+                _quantise(attachment, part.kind, resolved.linear, device)
+        if not isinstance(pipe, nn.Module):
+            pipe.__dict__[_SESSION] = session
+            session.on_close(_Forget(pipe))
+            check_starts(pipe, session)
     except BaseException:
         session.close()  # half a patch is never left behind
         raise
-    for note in notes:
+    for note in (*unused, *notes):
         session.say_once(note)
     return session
 
@@ -156,22 +167,34 @@ def patch(
 def unpatch(pipe: Any) -> None:
     """Undoes ``patch``: the same processor objects, no hooks, bit-identical output.
 
+    Transformers that were patched apart from each other are all put back, and so is one that the pipeline had when it
+    was patched and has no more.
+
     Raises:
         NotPatchedError: if the pipeline is not patched.
         UnsupportedModelError: if it holds no video transformer at all.
         PatchError: if the pipeline is running.
     """
-    session = session_of(pipe)
-    if session is None:
+    everything = _find(pipe)
+    sessions = _sessions(pipe, everything)
+    if not sessions:
         raise NotPatchedError("this pipeline is not patched; call vidaccel.patch(pipe) before vidaccel.unpatch(pipe)")
-    check_idle(pipe, [model for _, model, _ in _find(pipe)], "unpatch")
-    session.close()
+    check_idle(pipe, [part.model for part in everything], "unpatch")
+    for session in sessions:
+        session.close()
 
 
 def session_of(pipe: Any) -> Session | None:
-    """The session of a patched pipeline, or ``None``."""
-    sessions = (model.__dict__.get(_SESSION) for _, model, _ in _find(pipe))
-    return next((session for session in sessions if session is not None), None)
+    """The session of a patched pipeline, or ``None``; the first of them where its transformers were patched apart."""
+    return next(iter(_sessions(pipe, _find(pipe))), None)
+
+
+def _sessions(pipe: Any, everything: Sequence[_Found]) -> list[Session]:
+    """The open sessions of a pipeline and of its transformers, each once."""
+    own = [] if isinstance(pipe, nn.Module) else [getattr(pipe, "__dict__", {}).get(_SESSION)]
+    hanging = (attachment_of(part.model) for part in everything)
+    own += [attachment.session for attachment in hanging if attachment is not None]
+    return list(dict.fromkeys(session for session in own if session is not None and not session.closed))
 
 
 def find_transformers(pipe: Any) -> list[tuple[str, nn.Module, Family]]:
@@ -180,22 +203,32 @@ def find_transformers(pipe: Any) -> list[tuple[str, nn.Module, Family]]:
     Raises:
         UnsupportedModelError: if there is no video model that vidaccel knows.
     """
-    return [(name, model, family) for name, model, family in _find(pipe) if isinstance(family, Family)]
+    return [(part.name, part.model, part.kind) for part in _find(pipe) if isinstance(part.kind, Family)]
 
 
-def _find(pipe: Any) -> list[tuple[str, nn.Module, Family | DenseOnly]]:
-    """The same with the models that are known and stay dense."""
-    parts = {"transformer": pipe} if isinstance(pipe, nn.Module) else getattr(pipe, "components", None)
+def _find(pipe: Any, transformer: str | None = None) -> list[_Found]:
+    """The same with the models that are known and stay dense, each once, whatever names it has."""
+    if isinstance(pipe, type):
+        raise UnsupportedModelError(
+            f"{pipe.__name__} is a class; make a pipeline of it first, as in {pipe.__name__}.from_pretrained(...)"
+        )
+    if transformer is not None and (not isinstance(pipe, nn.Module) or transformer not in TRANSFORMERS):
+        raise ConfigError(
+            f"transformer is {transformer!r}; it says which one a bare transformer is, {' or '.join(TRANSFORMERS)}, and"
+            " a pipeline knows the names of its own"
+        )
+    name = transformer or TRANSFORMERS[0]
+    parts = {name: pipe} if isinstance(pipe, nn.Module) else getattr(pipe, "components", None)
     if parts is None:
         raise UnsupportedModelError(
             f"vidaccel.patch takes a diffusers pipeline or a transformer, not a {type(pipe).__name__}"
         )
-    found = []
+    found: dict[int, _Found] = {}
     for name, part in sorted(parts.items()):
-        part = uncompiled(part)
-        kind = (family_of(part) or dense_only_of(part)) if isinstance(part, nn.Module) else None
+        model = unwrapped(part)
+        kind = (family_of(model) or dense_only_of(model)) if isinstance(model, nn.Module) else None
         if kind is not None:
-            found.append((name, part, kind))
+            found.setdefault(id(model), _Found(name, model, tuple(wrappers_of(part)), kind))
     if not found:
         for known in DENSE_ONLY:  # an image model that only this pipeline turns into a video model
             if type(pipe).__name__ in known.pipelines:
@@ -206,7 +239,35 @@ def _find(pipe: Any) -> list[tuple[str, nn.Module, Family | DenseOnly]]:
             f"{type(pipe).__name__} has no video transformer that vidaccel knows (its modules: {modules});"
             f" known are {names}"
         )
-    return found
+    return list(found.values())
+
+
+def _check_names(plan: Plan, pipe: Any, names: Sequence[str], told: str | None) -> list[str]:
+    """Notes on rules of the plan for transformers that the pipeline does not have.
+
+    Raises:
+        ConfigError: if it cannot be known which of the plan's transformers this is.
+    """
+    named = [name for name in TRANSFORMERS if any(rule.transformer == name for rule in plan.rules)]
+    missing = [name for name in named if name not in names]
+    if not missing or not names:
+        return []
+    if isinstance(pipe, nn.Module):
+        if told is None and missing != [TRANSFORMERS[0]]:
+            raise ConfigError(
+                f"plan {plan.name!r} has rules for {' and '.join(named)}, and a bare transformer does not tell which of"
+                f' them it is; pass transformer="{TRANSFORMERS[0]}" or "{missing[0]}", or patch the pipeline'
+            )
+        return []
+    present = {id(unwrapped(getattr(pipe, name, None))): name for name in names}
+    for name in missing:
+        same = present.get(id(unwrapped(getattr(pipe, name, None))))
+        if same is not None:
+            raise ConfigError(
+                f"plan {plan.name!r} has rules for {name}, and {name} of this pipeline is the same module as {same};"
+                " give it a module of its own, or take those rules out"
+            )
+    return [f"the plan has rules for {name}, which this pipeline does not have" for name in missing]
 
 
 def _device(pipe: Any, found: Sequence[tuple[str, nn.Module, Family]]) -> torch.device:
@@ -218,20 +279,53 @@ def _device(pipe: Any, found: Sequence[tuple[str, nn.Module, Family]]) -> torch.
     return torch.device(device)
 
 
-def _leave_dense(kind: DenseOnly, model: nn.Module, name: str, session: Session, *, refuse: bool) -> None:
-    message = f"{name} ({type(model).__name__}) stays dense: {kind.reason}"
+def _leave_dense(kind: DenseOnly, part: _Found, session: Session, *, refuse: bool) -> None:
+    message = f"{part.name} ({type(part.model).__name__}) stays dense: {kind.reason}"
     if refuse:
         raise StrictError(f"{message}; patch with strict=False to have that reported instead")
-    session.not_patched.append({"module": name, "reason": kind.reason})
+    watch_copies(session.attach(part.model, part.name), lambda model, name, copied: copied.attach(model, name))
+    session.not_patched.append({"module": part.name, "reason": kind.reason})
     session.say_once(message)
     warnings.warn(message, VidaccelWarning, stacklevel=3)
 
 
+def _quantise(attachment: Attachment, family: Family, linear: LinearPlan, device: torch.device) -> None:
+    session, model = attachment.session, attachment.model
+    stacks = stacks_of(family.layers)
+    session.linear += quantise(
+        model, attachment.name, stacks, linear, device, attachment.on_close, strict=session.strict
+    )
+    attachment.not_copied = "quantized Linears, whose original weights wait for the undo"
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PatchError(
+            f"{attachment.name} cannot be saved while its Linears are quantized: the file would hold 8-bit weights that"
+            " no from_pretrained reads; call vidaccel.unpatch(pipe) first"
+        )
+
+    for method in ("save_pretrained", "push_to_hub"):
+        attachment.set_attribute(model, method, refuse)
+
+
 def _enable_cache(pipe: Any, text: str, session: Session) -> None:
-    stack = ExitStack()
-    stack.enter_context(enabled(pipe, read_cache(text), None))
-    session.on_close(stack.close)
+    cache = read_cache(text)
+    if cache is None:
+        return
+    for undo in enable(pipe, cache, None):
+        session.on_close(undo)
     session.say_once(f"diffusers' step cache {text} is on, as the plan says")
+
+
+class _Forget:
+    """Undo of what hangs on the pipeline, which may be gone by then."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = weakref.ref(pipe)
+
+    def __call__(self) -> None:
+        pipe = self._pipe()
+        if pipe is not None:
+            pipe.__dict__.pop(_SESSION, None)
 
 
 def _check_fingerprint(
