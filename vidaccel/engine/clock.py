@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 
+from .noise_level import noise_level
+
 __all__ = ["Branch", "Clock", "Moment"]
 
 Branch = Literal["cond", "uncond"]
@@ -90,11 +92,8 @@ class Clock:
         return Moment(level, step, self._branch(context, separate_guidance), self._run)
 
     def noise_level(self, timestep: torch.Tensor | float) -> float:
-        """Largest timestep over the schedule's length, in [0, 1]."""
-        value = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)
-        config = getattr(self.scheduler, "config", None)
-        length = getattr(config, "num_train_timesteps", None) or 1000
-        return min(1.0, max(0.0, value / length))
+        """That of the noisiest timestep by the pipeline's scheduler, in [0, 1], see :mod:`.noise_level`."""
+        return noise_level(timestep, self.scheduler)
 
     def _branch(self, context: str | None, separate_guidance: bool) -> Branch | None:
         if context is not None:

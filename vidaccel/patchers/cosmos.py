@@ -35,6 +35,7 @@ class CosmosFamily(Family):
 
     def timestep(self, call: Mapping[str, Any], scheduler: Any) -> torch.Tensor | float:
         level: torch.Tensor = call["timestep"]
-        if type(scheduler).__name__.startswith("EDM"):  # Cosmos 1 passes log(sigma) / 4; sigma / (1 + sigma) grows too
-            level = (4 * level.double()).sigmoid()
-        return 1000 * level
+        if type(scheduler).__name__.startswith("EDM"):  # Cosmos 1 passes the scheduler's timestep, log(sigma) / 4
+            return level
+        # later ones pass the noise level itself: sigma, or sigma / (1 + sigma) of a schedule that begins at 80
+        return level * (getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000)

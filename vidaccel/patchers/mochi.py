@@ -29,5 +29,6 @@ class MochiFamily(Family):
         return grid_of(call["hidden_states"], (1, model.config.patch_size, model.config.patch_size))
 
     def timestep(self, call: Mapping[str, Any], scheduler: Any) -> torch.Tensor | float:
-        noise: torch.Tensor = 1000 - call["timestep"]  # its schedule counts towards the clean video
-        return noise
+        timestep: torch.Tensor = call["timestep"]  # counts towards the clean video
+        inverted = getattr(getattr(scheduler, "config", None), "invert_sigmas", False)  # as Mochi's own scheduler does
+        return timestep if inverted else 1000 - timestep
