@@ -41,18 +41,31 @@ def dense(grid: Triple, tile: Triple, q: Coords, k: Coords) -> Mask:
     return np.ones((len(q), len(k)), dtype=bool)
 
 
-def sliding_tile(grid: Triple, tile: Triple, q: Coords, k: Coords, *, window: Sequence[float]) -> Mask:
-    """STA: c = clamp(q_tile, k//2, N-1-k//2); keep iff |c - kv_tile| <= k//2; k >= N is the whole axis."""
+def sliding_tile(
+    grid: Triple, tile: Triple, q: Coords, k: Coords, *, window: Sequence[float], inward: bool = True
+) -> Mask:
+    """STA: c = clamp(q_tile, k//2, N-1-k//2), or q_tile itself as in NABLA; keep iff |c - kv_tile| <= k//2.
+
+    With clamping k >= N is the whole axis. A fraction is the whole axis or the nearest odd number, of two the larger.
+    """
     kept = dense(grid, tile, q, k)
     for axis in range(3):
         step = min(tile[axis], grid[axis])
         n = math.ceil(grid[axis] / step)
-        size = _number(window[axis], n)
+        size = window[axis]
+        if isinstance(size, float):
+            wanted = size * n
+            below = max([w for w in range(1, n, 2) if w <= wanted] + ([n] if n <= wanted else []), default=0)
+            above = min([w for w in range(1, n, 2) if w >= wanted] + [n])
+            size = above if not below or above - wanted <= wanted - below else below
+            size = 2 * n if size == n else size
 
-        def keep(i: int, j: int, n: int = n, size: int = size, step: int = step) -> bool:
+        def keep(i: int, j: int, n: int = n, size: int = int(size), step: int = step) -> bool:
             half = size // 2
-            centre = min(max(i // step, half), n - 1 - half)
-            return size >= n or abs(centre - j // step) <= half
+            if not inward:
+                return abs(i // step - j // step) <= half
+            center = min(max(i // step, half), n - 1 - half)
+            return size >= n or abs(center - j // step) <= half
 
         kept &= _along(q, k, axis, keep, grid[axis])
     return kept
