@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ Coords = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Triple = tuple[int, int, int]
 
-__all__ = ["FORMULAS", "coordinates", "kept_tokens", "pool"]
+__all__ = ["FORMULAS", "coordinates", "kept_tokens", "round_out", "round_row"]
 
 
 def coordinates(grid: Sequence[int]) -> Coords:
@@ -80,7 +81,7 @@ def neighborhood(
     window: Sequence[float],
     stride: Sequence[int] | str = (1, 1, 1),
     dilation: Sequence[int] = (1, 1, 1),
-    min_coverage: float = 0.0,
+    **rounding: float,
 ) -> Mask:
     """GNA: leader = min((q//s)s + s//2, X-1), centre clamped, keep [c - w//2, c + w//2 + w%2 - 1] of one residue."""
     kept = dense(grid, tile, q, k)
@@ -111,7 +112,7 @@ def radial(
     near: int = 1,
     first_frame: bool = True,
     floor: float = 128,
-    min_coverage: float = 0.0,
+    **rounding: float,
 ) -> Mask:
     """Radial: len = 2^bit_length(tpf) / 2^bit_length(d) * decay, |col - row| <= max(len, floor), far frames thinned."""
     _, height, width = grid
@@ -142,7 +143,7 @@ def spatial_band(
     *,
     width: float = 1.5,
     unit: str = "frames",
-    min_coverage: float = 0.0,
+    **rounding: float,
 ) -> Mask:
     """SVG, spatial head: |i - j| < thr in frame-major order."""
     i, j = ((c[:, 0] * grid[1] + c[:, 1]) * grid[2] + c[:, 2] for c in (q, k))
@@ -157,7 +158,7 @@ def temporal_band(
     *,
     width: float = 1.5,
     unit: str = "frames",
-    min_coverage: float = 0.0,
+    **rounding: float,
 ) -> Mask:
     """SVG, temporal head: |i - j| < thr in token-major order."""
     i, j = ((c[:, 1] * grid[2] + c[:, 2]) * grid[0] + c[:, 0] for c in (q, k))
@@ -173,8 +174,27 @@ def first_frame_sink(
     return kept | (q[:, None, 0] < count) if queries else kept
 
 
+def first_places_sink(
+    grid: Triple, tile: Triple, q: Coords, k: Coords, *, frames: float = 1, **rounding: float
+) -> Mask:
+    """SVG's temporal heads on Wan: the first H * W keys in token-major order, for each of the first frames."""
+    count = min(_number(frames, grid[0]), grid[0]) * grid[1] * grid[2]
+    place = (k[:, 1] * grid[2] + k[:, 2]) * grid[0] + k[:, 0]
+    return np.broadcast_to(place[None, :] < count, (len(q), len(k)))
+
+
 FORMULAS: dict[str, Callable[..., Mask]] = {
-    f.__name__: f for f in (dense, sliding_tile, neighborhood, radial, spatial_band, temporal_band, first_frame_sink)
+    f.__name__: f
+    for f in (
+        dense,
+        sliding_tile,
+        neighborhood,
+        radial,
+        spatial_band,
+        temporal_band,
+        first_frame_sink,
+        first_places_sink,
+    )
 }
 
 
@@ -186,6 +206,33 @@ def kept_tokens(name: str, params: dict[str, Any], grid: Triple, tile: Triple, q
     return FORMULAS[name](grid, tile, q, k, **params)
 
 
-def pool(mask: Mask, blocks: list[list[int]]) -> npt.NDArray[np.int64]:
-    """Kept token pairs in every pair of blocks, [blocks, blocks]; rows and columns of ``mask`` in raster order."""
-    return np.array([[int(mask[np.ix_(a, b)].sum()) for b in blocks] for a in blocks])
+def round_out(mask: Mask, blocks: list[list[int]], params: dict[str, Any]) -> Mask:
+    """Kept pairs of blocks, [blocks, blocks], of token pairs in raster order; see :func:`round_row`."""
+    owner = np.empty(mask.shape[1], dtype=np.int64)
+    for number, members in enumerate(blocks):
+        owner[members] = number
+    return np.stack([round_row(mask[members], owner, len(blocks), params) for members in blocks])
+
+
+def round_row(mask: Mask, owner: Coords, blocks: int, params: dict[str, Any]) -> Mask:
+    """Which key blocks one block of queries keeps.
+
+    Args:
+        mask: its token pairs, [queries, keys].
+        owner: the block of each key.
+        blocks: how many there are.
+        params: ``min_coverage``, the share of pairs to exceed, or ``min_columns``: of the keys that any query keeps,
+            the share to exceed by those that over a third of the queries keep. Without, one pair is enough.
+    """
+
+    def per_block(of_keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        return np.array([int(of_keys[owner == block].sum()) for block in range(blocks)])
+
+    queries = len(mask)
+    column = mask.sum(0)
+    if params.get("min_columns"):
+        touched, filled = per_block(column > 0), per_block(column > queries / 3)
+        share = np.array([Fraction(int(f), int(t)) if t else Fraction(0) for f, t in zip(filled, touched, strict=True)])
+        return share > Fraction(str(params["min_columns"]))
+    pairs = queries * per_block(np.ones_like(owner))
+    return per_block(column) > params.get("min_coverage", 0.0) * pairs.astype(float)
