@@ -43,30 +43,35 @@ def dense(grid: Triple, tile: Triple, q: Coords, k: Coords) -> Mask:
 
 
 def sliding_tile(
-    grid: Triple, tile: Triple, q: Coords, k: Coords, *, window: Sequence[float], inward: bool = True
+    grid: Triple,
+    tile: Triple,
+    q: Coords,
+    k: Coords,
+    *,
+    window: Sequence[float],
+    odd: bool = False,
+    inward: bool = True,
 ) -> Mask:
     """STA: c = clamp(q_tile, k//2, N-1-k//2), or q_tile itself as in NABLA; keep iff |c - kv_tile| <= k//2.
 
-    With clamping k >= N is the whole axis. A fraction is the whole axis or the nearest odd number, of two the larger.
+    With clamping k >= N is the whole axis, and so is a fraction that comes to it. ``odd`` takes the odd number, or the
+    whole axis, that is nearest to a fraction, of two the larger.
     """
     kept = dense(grid, tile, q, k)
     for axis in range(3):
         step = min(tile[axis], grid[axis])
         n = math.ceil(grid[axis] / step)
-        size = window[axis]
-        if isinstance(size, float):
-            wanted = size * n
-            below = max([w for w in range(1, n, 2) if w <= wanted] + ([n] if n <= wanted else []), default=0)
-            above = min([w for w in range(1, n, 2) if w >= wanted] + [n])
-            size = above if not below or above - wanted <= wanted - below else below
-            size = 2 * n if size == n else size
+        share = window[axis]
+        size = _number(share, n)
+        if odd and isinstance(share, float):
+            distances = {w: abs(w - share * n) for w in range(1, n + 1) if w % 2 or w == n}
+            size = max(w for w, apart in distances.items() if apart == min(distances.values()))
+        whole = size >= n and (inward or isinstance(share, float))
 
-        def keep(i: int, j: int, n: int = n, size: int = int(size), step: int = step) -> bool:
+        def keep(i: int, j: int, n: int = n, size: int = size, step: int = step, whole: bool = whole) -> bool:
             half = size // 2
-            if not inward:
-                return abs(i // step - j // step) <= half
-            center = min(max(i // step, half), n - 1 - half)
-            return size >= n or abs(center - j // step) <= half
+            center = min(max(i // step, half), n - 1 - half) if inward else i // step
+            return whole or abs(center - j // step) <= half
 
         kept &= _along(q, k, axis, keep, grid[axis])
     return kept

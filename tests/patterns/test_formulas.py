@@ -54,7 +54,7 @@ def _neighborhoods(draw: st.DrawFn) -> dict[str, Any]:
 
 PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "dense": st.just({}),
-    "sliding_tile": st.fixed_dictionaries({"window": windows, "inward": st.booleans()}),
+    "sliding_tile": st.fixed_dictionaries({"window": windows, "odd": st.booleans(), "inward": st.booleans()}),
     "neighborhood": _neighborhoods(),
     "radial": _rounded(
         {
@@ -126,6 +126,7 @@ def test_blocks_are_the_formula_rounded_out(name: str) -> None:
 KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("sliding_tile", {"window": (1.0, 0.5, 0.3)}),
     ("sliding_tile", {"window": (3, 4, 3)}),
+    ("sliding_tile", {"window": (1.0, 0.5, 0.3), "odd": True}),
     ("sliding_tile", {"window": (11, 3, 3), "inward": False}),
     ("neighborhood", {"window": (0.6, 0.5, 0.3), "stride": "tile"}),
     ("neighborhood", {"window": (9, 15, 20), "stride": (1, 2, 4), "dilation": (2, 1, 3)}),

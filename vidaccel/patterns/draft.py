@@ -22,10 +22,10 @@ class Draft(BudgetedPattern):
     """Each head keeps the largest entries of its map of estimated attention, wherever they are.
 
     The map is softmax(scale * mean query_i . mean key_j + log n_j) over the blocks of the video, text left out. Of its
-    N entries those are kept that reach the largest of the int((1 - density) * N) smallest, so N less these and one more;
-    a row that comes out empty keeps its largest entry. Source: DraftAttention, whose blocks are patches of 8x16 tokens
-    of one frame (tile (1,8,16)) and which keeps 10%. Different here: any tile, log n_j for smaller blocks at the grid's
-    edge, no empty rows, and of equal entries the first.
+    N entries those are kept that reach the largest of the int((1 - density) * N) smallest: all but these, and one of
+    them. A row that comes out empty keeps its largest entry. Source: DraftAttention, whose blocks are patches of 8x16
+    tokens of one frame (tile (1,8,16)) and which keeps 10%. Different here: any tile, log n_j for smaller blocks at the
+    grid's edge, no empty rows, and of equal entries the first.
     """
 
     name: ClassVar[str] = "draft"
