@@ -23,7 +23,7 @@ from vidaccel.variablemask import VariableBlockMask
 
 from .precision import GRID, Tensors
 
-__all__ = ["NATIVE_ONLY", "SYSTEMS", "Calls", "System", "Try", "chosen", "matched", "nearest", "plan_of"]
+__all__ = ["NATIVE_ONLY", "PRESETS", "SYSTEMS", "Calls", "System", "Try", "chosen", "matched", "nearest", "plan_of"]
 
 #: Published for sta: 12 of 50 steps at flow shift 5.
 WARM_UP = 0.943
@@ -183,6 +183,15 @@ SYSTEMS: dict[str, System] = {
     **{name: System(partial(_preset, name), 1.0, 1.0) for name in ("sage", "sage2", "sage2-int4", "sage3", "binary")},
     "fps": System(partial(_preset, "fps"), 1.0, 1.0),
 }
+
+#: Editions of presets measured as they are, where they are not what they were when they were first measured.
+PRESETS: dict[str, int] = dict.fromkeys(
+    (
+        *("delta", "draft", "nabla", "radial", "razor", "rettention", "sale", "sla", "sta", "svg", "svg-static"),
+        *("svg2", "xattention"),
+    ),
+    2,
+)
 
 #: Systems whose kernels have no other precision; in the tables' 8-bit parts ``svg2-blocks`` stands for svg2, and
 #: ``svg-ear-runs`` for svg-ear-clusters.

@@ -17,7 +17,7 @@ from vidaccel.device import device_info
 from vidaccel.errors import ConfigError
 from vidaccel.files import write_json
 
-from .system_knobs import SYSTEMS, Try
+from .system_knobs import PRESETS, SYSTEMS, Try
 
 __all__ = ["AS_IT_IS", "Cell", "Row", "Store", "family", "read_rows"]
 
@@ -46,7 +46,9 @@ class Cell:
 
     @property
     def edition(self) -> int:
-        """That of the system as it is now; 1 for a plan."""
+        """That of the system or preset as it is now."""
+        if self.aimed == AS_IT_IS:
+            return PRESETS.get(self.system, 1)
         return SYSTEMS[self.system].edition if self.system in SYSTEMS else 1
 
     @property

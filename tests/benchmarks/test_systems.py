@@ -279,7 +279,9 @@ def test_rows_from_before_a_system_changed_say_so(tmp_path: Path) -> None:
         path.write_text(json.dumps({"protocol": {}, "knobs": {}, "rows": [row]}), encoding="utf-8")
     assert read_rows([tmp_path / f"{number}.json" for number in range(3)]) == rows
     assert Cell("svg", 0.5).knob_key == "svg|own|0.5|edition 2" and Cell("sta", 0.5).knob_key == "sta|own|0.5"
-    assert Cell("a plan", 0.0).edition == 1
+    assert Cell("a plan", 0.0).edition == 1 and Cell("sta", 0.0).edition == 2  # as a preset it has other tiles
+    assert table([_row("sta", "p", 20.0, aimed=0.0)]).splitlines()[4].startswith("| `sta, former setting` |")
+    assert set(system_knobs.PRESETS) < set(preset_names())
 
 
 def test_tables_replace_those_of_a_document() -> None:
