@@ -35,7 +35,7 @@ from vidaccel.types import TileShape
 from vidaccel.variablemask import VariableBlockMask
 
 from .precision import GRID, Tensors, captured
-from .system_knobs import DEEP, FLAT, SYSTEMS, TILE, Calls, chosen
+from .system_knobs import DEEP, FLAT, LINES, SYSTEMS, TILE, Calls, chosen
 
 __all__ = ["Panel", "attention_of_blocks", "chosen_panels", "draw", "static_panels"]
 
@@ -52,12 +52,13 @@ STATIC: dict[str, tuple[PatternSpec, TileShape]] = {
     "sliding_tile, 3x1x1 tiles": (PatternSpec.make("sliding_tile", window=(3, 1, 1)), TILE),
     "neighborhood": (PatternSpec.make("neighborhood", window=(0.6, 0.5, 0.3), stride="tile"), TILE),
     "gna, exact": (PatternSpec.make("neighborhood", window=(0.6, 0.5, 0.3), stride="tile", exact=True), TILE),
-    "radial": (PatternSpec.make("radial", decay=0.2, floor=0.08, min_coverage=0.2), FLAT),
+    "radial": (PatternSpec.make("radial", decay=0.2, floor=0.08, min_columns=0.6), FLAT),
     "spatial_band": (PatternSpec.make("spatial_band", width=2.0, min_coverage=0.33), FLAT),
     "temporal_band": (PatternSpec.make("temporal_band", width=2.0, min_coverage=0.33), FLAT),
     "rettention's band": (load_preset("rettention").rules[-1].policy.heads[0].pattern, DEEP),
     "first_frame_sink": (PatternSpec.make("first_frame_sink"), FLAT),
-    "svg-static": (load_preset("svg-static").rules[-1].policy.heads[0].pattern, FLAT),
+    "first_places_sink": (PatternSpec.make("first_places_sink", min_coverage=0.33), LINES),
+    "svg-static": (load_preset("svg-static").rules[-1].policy.heads[0].pattern, LINES),
 }
 
 #: Systems with the blocks of another one.

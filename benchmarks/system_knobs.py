@@ -23,11 +23,12 @@ from vidaccel.variablemask import VariableBlockMask
 
 from .precision import GRID, Tensors
 
-__all__ = ["NATIVE_ONLY", "SYSTEMS", "Calls", "System", "Try", "chosen", "matched", "nearest", "plan_of"]
+__all__ = ["NATIVE_ONLY", "PRESETS", "SYSTEMS", "Calls", "System", "Try", "chosen", "matched", "nearest", "plan_of"]
 
 #: Published for sta: 12 of 50 steps at flow shift 5.
 WARM_UP = 0.943
 TILE, FLAT, DEEP = TileShape(4, 4, 4), TileShape(1, 8, 16), TileShape(8, 1, 16)
+LINES, SQUARES = TileShape(1, 2, 64), TileShape(1, 8, 8)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class System:
         tile: blocks, where ``make`` gives no plan of its own.
         first: setting to begin with where only a run tells the density (skipping inside the kernel, dense steps in
             between); ``None`` = found on captured calls.
+        edition: one more each time the system's rule or blocks change, so that rows measured before say so.
     """
 
     make: Callable[[float], HeadPolicy | Plan]
@@ -48,6 +50,7 @@ class System:
     high: float
     tile: TileShape = TILE
     first: float | None = None
+    edition: int = 1
 
 
 def _pattern(name: str, knob: str, **fixed: Any) -> Callable[[float], PatternSpec]:
@@ -63,13 +66,24 @@ def _with(
     return lambda value: HeadPolicy(pattern(value), compensation=spec)
 
 
-def _bands(width: float) -> PatternSpec:
-    members = tuple(PatternSpec.make(f"{n}_band", width=width, min_coverage=0.33) for n in ("spatial", "temporal"))
-    return PatternSpec.make("svg", patterns=members, sink=PatternSpec("first_frame_sink"))
+def _bands(share: float) -> PatternSpec:
+    """SVG's two kinds with the sinks of their own; what is compared stays two frames wide, as published."""
+
+    def kinds(**width: Any) -> tuple[PatternSpec, ...]:
+        return tuple(
+            PatternSpec.make("union", patterns=(PatternSpec.make(band, min_coverage=0.33, **width), sink))
+            for band, sink in (
+                ("spatial_band", PatternSpec("first_frame_sink")),
+                ("temporal_band", PatternSpec.make("first_places_sink", min_coverage=0.33)),
+            )
+        )
+
+    return PatternSpec.make("svg", patterns=kinds(width=share, unit="video"), profiles=kinds(width=2.0, unit="frames"))
 
 
 def _near(mass: float) -> PatternSpec:
-    window = PatternSpec.make("sliding_tile", window=(1, 1, 1))
+    """NABLA beside the own block alone: of so small a grid its window of 11x3x3 blocks keeps over half."""
+    window = PatternSpec.make("sliding_tile", window=(1, 1, 1), inward=False)
     return PatternSpec.make("pooled_top_p", mass=mass, beyond=True, window=window)
 
 
@@ -130,8 +144,8 @@ SYSTEMS: dict[str, System] = {
     "s2": System(_with(_shards), 0.02, 1.0),
     # blocks by their means
     "vsa-free": System(_with(_TOP_K), 0.02, 1.0),
-    "nabla": System(_with(_near), 0.01, 1.0),
-    "draft": System(_with(_pattern("draft", "density")), 0.02, 1.0, FLAT),
+    "nabla": System(_with(_near), 0.01, 1.0, SQUARES, edition=2),
+    "draft": System(_with(_pattern("draft", "density")), 0.02, 1.0, FLAT, edition=2),
     "rectified": System(_with(_kept, "rectification", gain_aware=True), 0.02, 0.99),
     "rectified-tail": System(_with(_kept), 0.02, 0.99),
     "rectified-hilbert": System(_with(_along_hilbert, "rectification", gain_aware=True), 0.02, 0.99),
@@ -145,8 +159,8 @@ SYSTEMS: dict[str, System] = {
     "svg-ear-fine": System(_with(_ear(keys=0.0313)), 0.01, 1.0),
     "svg-ear-runs": System(_with(_clustered), 0.02, 1.0),
     # from tokens
-    "xattention": System(_with(_pattern("xattention", "mass", stride=8)), 0.01, 1.0),
-    "svg": System(_with(_bands), 0.05, 16.0, FLAT),
+    "xattention": System(_with(_pattern("xattention", "mass", stride=8)), 0.01, 1.0, edition=2),
+    "svg": System(_with(_bands), 0.01, 1.0, LINES, edition=2),
     "minference": System(_with(_pattern("minference", "density")), 0.02, 1.0),
     "sale": System(_with(lambda more: PatternSpec.make("sale", threshold=10.0**-more, rows=16)), 0.0, 6.0),
     "anchor": System(_with(_pattern("anchor", "margin")), 0.0, 20.0),
@@ -169,6 +183,15 @@ SYSTEMS: dict[str, System] = {
     **{name: System(partial(_preset, name), 1.0, 1.0) for name in ("sage", "sage2", "sage2-int4", "sage3", "binary")},
     "fps": System(partial(_preset, "fps"), 1.0, 1.0),
 }
+
+#: Editions of presets measured as they are, where they are not what they were when they were first measured.
+PRESETS: dict[str, int] = dict.fromkeys(
+    (
+        *("delta", "draft", "nabla", "radial", "razor", "rettention", "sale", "sla", "sta", "svg", "svg-static"),
+        *("svg2", "xattention"),
+    ),
+    2,
+)
 
 #: Systems whose kernels have no other precision; in the tables' 8-bit parts ``svg2-blocks`` stands for svg2, and
 #: ``svg-ear-runs`` for svg-ear-clusters.

@@ -132,7 +132,8 @@ def _line(row: Row, number: int, limit: int) -> str:
 
 def _named(cell: Cell, model: Model, number: int) -> Row:
     request = model.requests[number]
-    return {**vars(cell), "prompt": request.prompt, "seed": request.seed}
+    edition = {} if cell.edition == 1 else {"edition": cell.edition}
+    return {**vars(cell), **edition, "prompt": request.prompt, "seed": request.seed}
 
 
 def _tries(model: Model, cell: Cell, store: Store, kernel: str | None) -> tuple[Try, ...]:

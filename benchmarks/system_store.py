@@ -17,7 +17,7 @@ from vidaccel.device import device_info
 from vidaccel.errors import ConfigError
 from vidaccel.files import write_json
 
-from .system_knobs import Try
+from .system_knobs import PRESETS, SYSTEMS, Try
 
 __all__ = ["AS_IT_IS", "Cell", "Row", "Store", "family", "read_rows"]
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 #: What a plan that is measured as it is has in place of a density to match.
 AS_IT_IS = 0.0
 #: What makes a generation of the table unique.
-KEY = ("system", "compensation", "aimed", "precision", "prompt", "seed")
+KEY = ("system", "compensation", "aimed", "precision", "prompt", "seed", "edition")
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,17 @@ class Cell:
     compensation: str = "own"
 
     @property
+    def edition(self) -> int:
+        """That of the system or preset as it is now."""
+        if self.aimed == AS_IT_IS:
+            return PRESETS.get(self.system, 1)
+        return SYSTEMS[self.system].edition if self.system in SYSTEMS else 1
+
+    @property
     def knob_key(self) -> str:
         """Cells of one key have one setting."""
-        return f"{self.system}|{self.compensation}|{self.aimed:g}"
+        edition = "" if self.edition == 1 else f"|edition {self.edition}"
+        return f"{self.system}|{self.compensation}|{self.aimed:g}{edition}"
 
 
 @dataclass(eq=False)
@@ -107,7 +115,7 @@ class Store:
         self._write()
 
     def _key(self, row: Row) -> tuple[Any, ...]:
-        return tuple(row[name] for name in self.key)
+        return _named_by(row, self.key)
 
     def _write(self) -> None:
         if self.path is not None:
@@ -138,5 +146,10 @@ def read_rows(paths: Sequence[Path], key: tuple[str, ...] = KEY) -> list[Row]:
             raise ConfigError(f"there is no {path}; measure first, with --json {path}")
         for file in files:
             content = json.loads(file.read_text(encoding="utf-8"))
-            found |= {tuple(row[name] for name in key): row for row in content["rows"]}
+            found |= {_named_by(row, key): row for row in content["rows"]}
     return list(found.values())
+
+
+def _named_by(row: Row, key: tuple[str, ...]) -> tuple[Any, ...]:
+    """What makes a row unique; one without an edition is of the first."""
+    return tuple(row.get(name, 1) if name == "edition" else row[name] for name in key)

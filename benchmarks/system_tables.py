@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vidaccel.errors import ConfigError
 from vidaccel.quality import mean_interval
 
-from .system_store import AS_IT_IS, Row
+from .system_store import AS_IT_IS, Cell, Row
 
 __all__ = ["BEGIN", "END", "Point", "front", "points_of", "put_into", "table", "tables"]
 
@@ -118,13 +118,17 @@ def _against(own: Sequence[Row], best: dict[tuple[str, int], Row], native: dict[
 
 
 def _name(row: Row) -> str:
-    own = row["compensation"] == "own"
-    return str(row["system"]) if own else f"{row['system']}, {row['compensation']}"
+    name = str(row["system"]) if row["compensation"] == "own" else f"{row['system']}, {row['compensation']}"
+    return name + (", former setting" if _edition(row) < Cell(row["system"], row["aimed"]).edition else "")
+
+
+def _edition(row: Row) -> int:
+    return int(row.get("edition", 1))
 
 
 def _pair(row: Row) -> tuple[object, ...]:
     """What a row shares with the same run in another precision."""
-    return tuple(row[name] for name in ("system", "compensation", "aimed", "prompt", "seed"))
+    return *(row[name] for name in ("system", "compensation", "aimed", "prompt", "seed")), _edition(row)
 
 
 def _figure(value: float | str) -> float:

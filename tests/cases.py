@@ -29,6 +29,7 @@ BUDGET = {
     "spatial_band": 150,
     "temporal_band": 150,
     "first_frame_sink": 100,
+    "first_places_sink": 150,
     "union": 150,
 }
 

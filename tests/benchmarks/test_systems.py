@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks import system_knobs, systems
 from benchmarks.precision import GRID, HEAD_DIM
 from benchmarks.system_knobs import SYSTEMS, Calls, System, matched, nearest, plan_of
-from benchmarks.system_store import Cell
+from benchmarks.system_store import Cell, read_rows
 from benchmarks.system_tables import BEGIN, END, Point, front, put_into, table, tables
 from benchmarks.systems import cells_of, shard_of
 from vidaccel.configs.pattern_spec import PatternSpec
@@ -266,6 +266,22 @@ def test_plans_are_placed_beside_the_front() -> None:
     assert "`a` 0.300 / 20.0 dB, `b` 0.600 / 25.0 dB." in text
     assert "`good`, 0.600 / 26.0 dB, is on or above it." in text
     assert "`bad`, 0.600 / 19.0 dB, is below `b` at 0.600." in text
+
+
+def test_rows_from_before_a_system_changed_say_so(tmp_path: Path) -> None:
+    """They stay beside the new ones, in one file or in two, and a setting found for them is not taken again."""
+    assert SYSTEMS["svg"].edition == 2 and SYSTEMS["sta"].edition == 1
+    rows = [_row("svg", "p", 20.0), _row("svg", "p", 24.0) | {"edition": 2}, _row("sta", "p", 22.0)]
+    lines = table(rows).splitlines()[4:]
+    assert [line.split("`")[1] for line in lines] == ["svg", "sta", "svg, former setting"]
+    for number, row in enumerate(rows):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps({"protocol": {}, "knobs": {}, "rows": [row]}), encoding="utf-8")
+    assert read_rows([tmp_path / f"{number}.json" for number in range(3)]) == rows
+    assert Cell("svg", 0.5).knob_key == "svg|own|0.5|edition 2" and Cell("sta", 0.5).knob_key == "sta|own|0.5"
+    assert Cell("a plan", 0.0).edition == 1 and Cell("sta", 0.0).edition == 2  # as a preset it has other tiles
+    assert table([_row("sta", "p", 20.0, aimed=0.0)]).splitlines()[4].startswith("| `sta, former setting` |")
+    assert set(system_knobs.PRESETS) < set(preset_names())
 
 
 def test_tables_replace_those_of_a_document() -> None:

@@ -170,7 +170,7 @@ HOSTILE = {
     "palette too short": (meta_with(palette=[{"pattern": "dense"}]), "points outside its 1 policies"),
     "NaN": (meta_with(palette=[{"pattern": {"name": "p", "a": float("nan")}}]), "holds NaN"),
     "huge number": (meta_with(name="p", tile=[10**400, 1, 1.5]), "TileShape.width is 1.5"),
-    "deep pattern": (meta_with(palette=[{"pattern": {"name": "p", "a": [[[[[[1]]]]]]}}] * 2), "nested deeper"),
+    "deep pattern": (meta_with(palette=[{"pattern": {"name": "p", "a": [[[[[[[[1]]]]]]]]}}] * 2), "nested deeper"),
     "name": (meta_with(name=""), "give a non-empty text"),
     "tile": (meta_with(tile=[0, 1, 1]), "TileShape.frames is 0"),
     "fingerprint": (meta_with(fingerprint=[]), "a fingerprint is []"),

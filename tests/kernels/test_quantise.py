@@ -93,3 +93,36 @@ def test_weights_have_the_fixed_scale() -> None:
     assert found.values.float().tolist() == [to_e4m3(float(x / found.scale)) for x in p]
     # without the factor 448 a weight of 0.001 would be lost in e4m3's smallest steps (2^-9)
     assert math.isclose(found.dequantise(torch.float64)[4].item(), 1e-3, rel_tol=0.07)
+
+
+@pytest.mark.parametrize("size", [1.0, 4.0])
+@pytest.mark.parametrize("largest", [127.0, 7.0], ids=["int8", "int4"])
+def test_scales_of_32_rows_against_those_of_a_thread(size: float, largest: float) -> None:
+    """What the presets sage2 and sage2-int4 and docs/KERNELS.md say of the published scales, for 4 queries or 16 keys.
+
+    A warp of 32 queries gives each of its 8 groups every eighth one; 64 keys are in 4 groups, of every eighth pair.
+    """
+    token = torch.arange(1024)
+    rows = token // 32, token // 32
+    threads = token // 32 * 8 + token % 8, token // 64 * 4 + token % 8 // 2
+    assert all(int(count) == 4 for count in threads[0].bincount())
+    assert all(int(count) == 16 for count in threads[1].bincount())
+
+    def rounded(x: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        most = torch.stack([x[group == g].abs().max() for g in range(int(group.max()) + 1)])
+        scale = (most / largest + 1e-7)[group][:, None]
+        return (x / scale).round() * scale
+
+    more = []
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        q, k, v = (torch.randn(1024, 64, generator=generator, dtype=torch.float64) for _ in range(3))
+        for x in (q, k):
+            x[torch.rand(1024, generator=generator) < 0.01] *= size
+        exact = (q @ k.T / 8).softmax(-1) @ v
+        errors = []
+        for by_query, by_key in (rows, threads):
+            scores = rounded(q, by_query) @ rounded(k - k.mean(0), by_key).T / 8
+            errors.append(float((scores.softmax(-1) @ v - exact).norm()))
+        more.append(errors[0] / errors[1] - 1)
+    assert sum(more) / len(more) == pytest.approx({1.0: 0.11, 4.0: 0.5}[size], abs=0.02 if size == 1.0 else 0.12)

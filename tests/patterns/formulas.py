@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ Coords = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Triple = tuple[int, int, int]
 
-__all__ = ["FORMULAS", "coordinates", "kept_tokens", "pool"]
+__all__ = ["FORMULAS", "coordinates", "kept_tokens", "round_out", "round_row"]
 
 
 def coordinates(grid: Sequence[int]) -> Coords:
@@ -41,18 +42,36 @@ def dense(grid: Triple, tile: Triple, q: Coords, k: Coords) -> Mask:
     return np.ones((len(q), len(k)), dtype=bool)
 
 
-def sliding_tile(grid: Triple, tile: Triple, q: Coords, k: Coords, *, window: Sequence[float]) -> Mask:
-    """STA: c = clamp(q_tile, k//2, N-1-k//2); keep iff |c - kv_tile| <= k//2; k >= N is the whole axis."""
+def sliding_tile(
+    grid: Triple,
+    tile: Triple,
+    q: Coords,
+    k: Coords,
+    *,
+    window: Sequence[float],
+    odd: bool = False,
+    inward: bool = True,
+) -> Mask:
+    """STA: c = clamp(q_tile, k//2, N-1-k//2), or q_tile itself as in NABLA; keep iff |c - kv_tile| <= k//2.
+
+    With clamping k >= N is the whole axis, and so is a fraction that comes to it. ``odd`` takes the odd number, or the
+    whole axis, that is nearest to a fraction, of two the larger.
+    """
     kept = dense(grid, tile, q, k)
     for axis in range(3):
         step = min(tile[axis], grid[axis])
         n = math.ceil(grid[axis] / step)
-        size = _number(window[axis], n)
+        share = window[axis]
+        size = _number(share, n)
+        if odd and isinstance(share, float):
+            distances = {w: abs(w - share * n) for w in range(1, n + 1) if w % 2 or w == n}
+            size = max(w for w, apart in distances.items() if apart == min(distances.values()))
+        whole = size >= n and (inward or isinstance(share, float))
 
-        def keep(i: int, j: int, n: int = n, size: int = size, step: int = step) -> bool:
+        def keep(i: int, j: int, n: int = n, size: int = size, step: int = step, whole: bool = whole) -> bool:
             half = size // 2
-            centre = min(max(i // step, half), n - 1 - half)
-            return size >= n or abs(centre - j // step) <= half
+            center = min(max(i // step, half), n - 1 - half) if inward else i // step
+            return whole or abs(center - j // step) <= half
 
         kept &= _along(q, k, axis, keep, grid[axis])
     return kept
@@ -67,7 +86,7 @@ def neighborhood(
     window: Sequence[float],
     stride: Sequence[int] | str = (1, 1, 1),
     dilation: Sequence[int] = (1, 1, 1),
-    min_coverage: float = 0.0,
+    **rounding: float,
 ) -> Mask:
     """GNA: leader = min((q//s)s + s//2, X-1), centre clamped, keep [c - w//2, c + w//2 + w%2 - 1] of one residue."""
     kept = dense(grid, tile, q, k)
@@ -98,7 +117,7 @@ def radial(
     near: int = 1,
     first_frame: bool = True,
     floor: float = 128,
-    min_coverage: float = 0.0,
+    **rounding: float,
 ) -> Mask:
     """Radial: len = 2^bit_length(tpf) / 2^bit_length(d) * decay, |col - row| <= max(len, floor), far frames thinned."""
     _, height, width = grid
@@ -129,7 +148,7 @@ def spatial_band(
     *,
     width: float = 1.5,
     unit: str = "frames",
-    min_coverage: float = 0.0,
+    **rounding: float,
 ) -> Mask:
     """SVG, spatial head: |i - j| < thr in frame-major order."""
     i, j = ((c[:, 0] * grid[1] + c[:, 1]) * grid[2] + c[:, 2] for c in (q, k))
@@ -144,7 +163,7 @@ def temporal_band(
     *,
     width: float = 1.5,
     unit: str = "frames",
-    min_coverage: float = 0.0,
+    **rounding: float,
 ) -> Mask:
     """SVG, temporal head: |i - j| < thr in token-major order."""
     i, j = ((c[:, 1] * grid[2] + c[:, 2]) * grid[0] + c[:, 0] for c in (q, k))
@@ -160,8 +179,27 @@ def first_frame_sink(
     return kept | (q[:, None, 0] < count) if queries else kept
 
 
+def first_places_sink(
+    grid: Triple, tile: Triple, q: Coords, k: Coords, *, frames: float = 1, **rounding: float
+) -> Mask:
+    """SVG's temporal heads on Wan: the first H * W keys in token-major order, for each of the first frames."""
+    count = min(_number(frames, grid[0]), grid[0]) * grid[1] * grid[2]
+    place = (k[:, 1] * grid[2] + k[:, 2]) * grid[0] + k[:, 0]
+    return np.broadcast_to(place[None, :] < count, (len(q), len(k)))
+
+
 FORMULAS: dict[str, Callable[..., Mask]] = {
-    f.__name__: f for f in (dense, sliding_tile, neighborhood, radial, spatial_band, temporal_band, first_frame_sink)
+    f.__name__: f
+    for f in (
+        dense,
+        sliding_tile,
+        neighborhood,
+        radial,
+        spatial_band,
+        temporal_band,
+        first_frame_sink,
+        first_places_sink,
+    )
 }
 
 
@@ -173,6 +211,33 @@ def kept_tokens(name: str, params: dict[str, Any], grid: Triple, tile: Triple, q
     return FORMULAS[name](grid, tile, q, k, **params)
 
 
-def pool(mask: Mask, blocks: list[list[int]]) -> npt.NDArray[np.int64]:
-    """Kept token pairs in every pair of blocks, [blocks, blocks]; rows and columns of ``mask`` in raster order."""
-    return np.array([[int(mask[np.ix_(a, b)].sum()) for b in blocks] for a in blocks])
+def round_out(mask: Mask, blocks: list[list[int]], params: dict[str, Any]) -> Mask:
+    """Kept pairs of blocks, [blocks, blocks], of token pairs in raster order; see :func:`round_row`."""
+    owner = np.empty(mask.shape[1], dtype=np.int64)
+    for number, members in enumerate(blocks):
+        owner[members] = number
+    return np.stack([round_row(mask[members], owner, len(blocks), params) for members in blocks])
+
+
+def round_row(mask: Mask, owner: Coords, blocks: int, params: dict[str, Any]) -> Mask:
+    """Which key blocks one block of queries keeps.
+
+    Args:
+        mask: its token pairs, [queries, keys].
+        owner: the block of each key.
+        blocks: how many there are.
+        params: ``min_coverage``, the share of pairs to exceed, or ``min_columns``: of the keys that any query keeps,
+            the share to exceed by those that over a third of the queries keep. Without, one pair is enough.
+    """
+
+    def per_block(of_keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        return np.array([int(of_keys[owner == block].sum()) for block in range(blocks)])
+
+    queries = len(mask)
+    column = mask.sum(0)
+    if params.get("min_columns"):
+        touched, filled = per_block(column > 0), per_block(column > queries / 3)
+        share = np.array([Fraction(int(f), int(t)) if t else Fraction(0) for f, t in zip(filled, touched, strict=True)])
+        return share > Fraction(str(params["min_columns"]))
+    pairs = queries * per_block(np.ones_like(owner))
+    return per_block(column) > params.get("min_coverage", 0.0) * pairs.astype(float)

@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 
 from tests.cases import layouts, run_cases, tile_members
-from tests.patterns.formulas import FORMULAS, Triple, coordinates, kept_tokens, pool
+from tests.patterns.formulas import FORMULAS, Triple, coordinates, kept_tokens, round_out, round_row
 from vidaccel.configs.pattern_spec import PatternSpec
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import build_pattern, pattern_names
@@ -23,12 +23,23 @@ from vidaccel.types import TileShape, VideoGrid
 
 extents = st.one_of(st.integers(1, 9), st.floats(0.05, 1.0), st.just(1.0))
 windows = st.tuples(extents, extents, extents)
-coverages = st.sampled_from((0.0, 0.0, 0.1, 0.2, 1 / 3, 0.5, 0.9))
+#: Ways to round to blocks: by any pair, by pairs, by whole keys.
+roundings = st.sampled_from(
+    [
+        {},
+        {},
+        *({"min_coverage": x} for x in (0.1, 0.2, 1 / 3, 0.5, 0.9)),
+        *({"min_columns": x} for x in (0.2, 0.6, 0.9)),
+    ]
+)
 bands = {
     "width": st.one_of(st.floats(0.01, 1.0), st.sampled_from((0.5, 1.0))),
     "unit": st.sampled_from(("frames", "video")),
-    "min_coverage": coverages,
 }
+
+
+def _rounded(params: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.builds(lambda values, rounding: {**values, **rounding}, st.fixed_dictionaries(params), roundings)
 
 
 @st.composite
@@ -38,25 +49,25 @@ def _neighborhoods(draw: st.DrawFn) -> dict[str, Any]:
     steps = st.tuples(*(st.integers(1, w if isinstance(w, int) else 5) for w in window))
     dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)))
     stride = draw(st.one_of(steps, st.just("tile")))
-    return {"window": window, "stride": stride, "dilation": dilation, "min_coverage": draw(coverages)}
+    return {"window": window, "stride": stride, "dilation": dilation, **draw(roundings)}
 
 
 PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "dense": st.just({}),
-    "sliding_tile": st.fixed_dictionaries({"window": windows}),
+    "sliding_tile": st.fixed_dictionaries({"window": windows, "odd": st.booleans(), "inward": st.booleans()}),
     "neighborhood": _neighborhoods(),
-    "radial": st.fixed_dictionaries(
+    "radial": _rounded(
         {
             "decay": st.floats(0.05, 4.0),
             "near": st.integers(0, 3),
             "first_frame": st.booleans(),
             "floor": st.one_of(st.integers(1, 40), st.floats(0.02, 1.0)),
-            "min_coverage": coverages,
         }
     ),
-    "spatial_band": st.fixed_dictionaries(bands),
-    "temporal_band": st.fixed_dictionaries(bands),
+    "spatial_band": _rounded(bands),
+    "temporal_band": _rounded(bands),
     "first_frame_sink": st.fixed_dictionaries({"frames": extents, "queries": st.booleans()}),
+    "first_places_sink": _rounded({"frames": extents}),
 }
 _member = st.sampled_from(sorted(PARAMS)).flatmap(lambda name: st.tuples(st.just(name), PARAMS[name]))
 PARAMS["union"] = st.fixed_dictionaries({"patterns": st.lists(_member, min_size=2, max_size=4).map(tuple)})
@@ -77,9 +88,7 @@ def _expected(name: str, params: dict[str, Any], layout: TokenLayout) -> tuple[t
     if name == "union":  # every member is rounded by its own coverage
         keep = torch.stack([_expected(n, p, layout)[0] for n, p in params["patterns"]]).any(0)
     else:
-        sizes = np.array([len(b) for b in blocks])
-        needed = params.get("min_coverage", 0.0) * (sizes[:, None] * sizes[None, :]).astype(float)
-        keep = torch.from_numpy(pool(mask, blocks) > needed)
+        keep = torch.from_numpy(round_out(mask, blocks, params))
     return keep | torch.eye(len(blocks), dtype=torch.bool), int(mask.sum())
 
 
@@ -117,13 +126,17 @@ def test_blocks_are_the_formula_rounded_out(name: str) -> None:
 KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("sliding_tile", {"window": (1.0, 0.5, 0.3)}),
     ("sliding_tile", {"window": (3, 4, 3)}),
+    ("sliding_tile", {"window": (1.0, 0.5, 0.3), "odd": True}),
+    ("sliding_tile", {"window": (11, 3, 3), "inward": False}),
     ("neighborhood", {"window": (0.6, 0.5, 0.3), "stride": "tile"}),
     ("neighborhood", {"window": (9, 15, 20), "stride": (1, 2, 4), "dilation": (2, 1, 3)}),
     ("radial", {}),
+    ("radial", {"min_columns": 0.6}),
     ("radial", {"decay": 0.95, "floor": 0.035, "first_frame": False, "min_coverage": 0.2}),
     ("spatial_band", {"width": 2.0, "min_coverage": 0.33}),
     ("temporal_band", {"width": 2.0}),
     ("first_frame_sink", {}),
+    ("first_places_sink", {}),
     ("union", {"patterns": (("spatial_band", {}), ("temporal_band", {}), ("first_frame_sink", {}))}),
 ]
 
@@ -143,14 +156,12 @@ def test_blocks_of_large_grids(name: str, params: dict[str, Any], grid: Triple, 
     for number, members in enumerate(blocks):
         owner[members] = number
     keys = coordinates(grid)
-    sizes = np.array([len(b) for b in blocks])
 
     def row(number: int, name: str, params: dict[str, Any]) -> Any:
         if name == "union":
             return np.logical_or.reduce([row(number, n, p) for n, p in params["patterns"]])
         mask = kept_tokens(name, params, *_plain(layout), keys[blocks[number]], keys)
-        counts = np.bincount(owner, weights=mask.sum(0), minlength=len(blocks))
-        return counts > params.get("min_coverage", 0.0) * (sizes * sizes[number])
+        return round_row(mask, owner, len(blocks), params)
 
     for number in (len(blocks) // 2 - 3, len(blocks) - 1):
         expected = row(number, name, params)

@@ -20,6 +20,7 @@ from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.errors import ConfigError, LayoutError
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import (
+    CoveragePattern,
     ErrorRouting,
     FirstFrameSink,
     Neighborhood,
@@ -115,7 +116,7 @@ def _keeps(pattern: StaticPattern, layout: TokenLayout) -> torch.Tensor:
             kept &= torch.from_numpy(near)
         return kept
     single = TokenLayout.of(layout.grid, TileShape(1, 1, 1))
-    exact = replace(pattern, min_coverage=0.0) if hasattr(pattern, "min_coverage") else pattern
+    exact = replace(pattern, min_coverage=0.0, min_columns=0.0) if isinstance(pattern, CoveragePattern) else pattern
     return exact.select(single)
 
 
@@ -130,6 +131,7 @@ def _keeps(pattern: StaticPattern, layout: TokenLayout) -> torch.Tensor:
         Neighborhood(window=(3, 3, 5), dilation=(1, 2, 1)),
         FirstFrameSink(),
         Radial(decay=0.2, near=1, floor=6, min_coverage=0.1),
+        Radial(decay=0.2, near=1, floor=6, min_columns=0.6),
     ],
     ids=lambda pattern: pattern.name,
 )
@@ -144,10 +146,17 @@ def test_static_rules_are_rounded_to_the_blocks_of_the_order(
     raster = torch.tensor([(f * height + h) * width + w for f, h, w in _places(by, grid)])
     rule = _keeps(pattern, layout)
     sizes = layout.block_sizes[layout.video_blocks].tolist()
-    share = getattr(pattern, "min_coverage", 0.0)
+    share, columns = getattr(pattern, "min_coverage", 0.0), getattr(pattern, "min_columns", 0.0)
+
+    def enough(block: torch.Tensor) -> bool:
+        keys = block.double().mean(0)
+        if columns and bool((keys > 0).any()):
+            return float((keys[keys > 0] > 1 / 3).double().mean()) > columns
+        return float(block.double().mean()) > share
+
     wanted = torch.tensor(
         [
-            [float(rule[i][:, j].double().mean()) > share or a == b for b, j in enumerate(raster.split(sizes))]
+            [enough(rule[i][:, j]) or a == b for b, j in enumerate(raster.split(sizes))]
             for a, i in enumerate(raster.split(sizes))
         ]
     )

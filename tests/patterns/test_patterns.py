@@ -35,6 +35,7 @@ def test_names() -> None:
     assert static == [
         "dense",
         "first_frame_sink",
+        "first_places_sink",
         "neighborhood",
         "radial",
         "sliding_tile",
@@ -209,7 +210,11 @@ def test_unions_are_counted_with_the_unions_inside() -> None:
     [
         ("sta", {}, "no pattern is called 'sta'; valid are anchor, clustered, dense, draft, error_routing,"),
         ("dense", {"window": 1}, "'dense' has no parameter window; its parameters are none"),
-        ("radial", {"width": 1, "decay": 1}, "no parameter width; its parameters are min_coverage, decay, near,"),
+        (
+            "radial",
+            {"width": 1, "decay": 1},
+            "no parameter width; its parameters are min_coverage, min_columns, decay,",
+        ),
         ("sliding_tile", {}, "'sliding_tile' needs window; its parameters are window"),
         ("sliding_tile", {"window": 3}, "window is 3; give three numbers in \\(frames, height, width\\) order"),
         ("sliding_tile", {"window": "333"}, "window is '333'; give three numbers"),
@@ -227,6 +232,9 @@ def test_unions_are_counted_with_the_unions_inside() -> None:
         ("radial", {"first_frame": 1}, "first_frame is 1; give true or false"),
         ("radial", {"floor": 1.5}, "floor is 1.5"),
         ("radial", {"min_coverage": -0.1}, "min_coverage is -0.1"),
+        ("radial", {"min_columns": 1}, "min_columns is 1; give a share of a block"),
+        ("radial", {"min_columns": 0.6, "min_coverage": 0.2}, "kept by one of them, so leave the other out"),
+        ("sliding_tile", {"window": (1, 1, 1), "inward": 1}, "inward is 1; give true or false"),
         ("spatial_band", {"unit": "tokens"}, "unit is 'tokens'; valid are 'frames' and 'video'"),
         ("spatial_band", {"width": -1}, "width is -1 frames; give a number above 0"),
         ("temporal_band", {"width": 1.5, "unit": "video"}, "width is 1.5 video; give a number above 0 and up to 1"),

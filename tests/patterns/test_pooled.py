@@ -17,8 +17,8 @@ from vidaccel.layout import TokenLayout
 from vidaccel.patterns import PooledTopK, PooledTopP, SlidingTile, build_pattern
 
 
-def _top_k(head: Head, density: float) -> list[list[bool]]:
-    count = math.ceil(density * len(head.video))
+def _top_k(head: Head, density: float, rounding: str = "up") -> list[list[bool]]:
+    count = max(1, (math.ceil if rounding == "up" else math.floor)(density * len(head.video)))
     rows = []
     for i in head.video:
         p = head.pooled(i)
@@ -44,6 +44,15 @@ def _top_p(head: Head, mass: float, least: int = 1, most: int = 10**6) -> list[l
 @pytest.mark.parametrize("density", [0.07, 0.25, 0.6])
 def test_top_k_is_its_formula(density: float) -> None:
     keeps_its_promises(PooledTopK(aim=density), lambda head: _top_k(head, density))
+
+
+@pytest.mark.parametrize("density", [0.02, 0.25, 0.6])
+def test_top_k_rounded_down_is_its_formula(density: float) -> None:
+    """As SLA does: .25 of 18 blocks are 4 instead of 5, and one is kept where none would be."""
+    assert (math.ceil(density * 18), PooledTopK(aim=density, rounding="down").count(LAYOUTS[0])) in (
+        (1, 1), (5, 4), (11, 10)
+    )  # fmt: skip
+    keeps_its_promises(PooledTopK(aim=density, rounding="down"), lambda head: _top_k(head, density, "down"))
 
 
 @pytest.mark.parametrize("mass", [0.3, 0.9, 0.99])
@@ -84,7 +93,9 @@ def test_counting_beyond_differs_only_where_the_mass_is_met_exactly() -> None:
     quarters = torch.full((1, 4), 0.25)
     from vidaccel.patterns.ranking import keep_mass
 
-    assert keep_mass(quarters, 0.5).sum() == 2 and keep_mass(quarters, 0.5, beyond=True).sum() == 3
+    assert keep_mass(quarters, 0.5).sum() == 2 and keep_mass(quarters, 0.5, count="beyond").sum() == 3
+    assert keep_mass(quarters, 0.5, count="within").sum() == 2 and keep_mass(quarters, 0.2, count="within").sum() == 1
+    assert keep_mass(quarters, 0.6).sum() == 3 and keep_mass(quarters, 0.6, count="within").sum() == 2
     call = make_call(layout)
     same = PooledTopP(mass=0.77).choose(call)
     assert torch.equal(PooledTopP(mass=0.77, beyond=True).choose(call), same)
@@ -127,6 +138,7 @@ def test_names_and_words() -> None:
         ("pooled_top_k", {"aim": 0.3, "density": 0.2}, "no parameter aim"),
         ("pooled_top_k", {"density": 0}, "density is 0; give a share above 0 and up to 1"),
         ("pooled_top_k", {"density": True}, "density is True"),
+        ("pooled_top_k", {"density": 0.3, "rounding": "off"}, "rounding is 'off'; valid are 'up' and 'down'"),
         ("pooled_top_p", {"mass": 1.5}, "mass is 1.5; give a share above 0"),
         ("pooled_top_p", {"min_density": -0.1}, "min_density is -0.1; give a share from 0"),
         ("pooled_top_p", {"min_density": 0.6, "max_density": 0.5}, "min_density 0.6 is above max_density 0.5"),

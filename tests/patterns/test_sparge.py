@@ -42,11 +42,11 @@ def _oracle(head: Head, similarity: float, mass: float | None, density: float | 
             best = order[: max(1, int(density * len(head.video)))]
         else:
             held, best = sum(p[j] for j in head.text), []
-            for j in order:
-                if held >= mass and best:
+            for j in order:  # as many as stay within the mass, and one in any case
+                held += p[j]
+                if held > mass and best:
                     break
                 best.append(j)
-                held += p[j]
         rows.append([j in best or i in odd_q or j in odd_k for j in head.video])
     return rows
 

@@ -11,7 +11,18 @@ import torch
 from tests.patterns.calls import LAYOUTS, Array, Head, expected, make_call, softmax
 from vidaccel.configs.pattern_spec import PatternSpec
 from vidaccel.errors import ConfigError
-from vidaccel.patterns import FirstFrameSink, Heads, SpatialBand, StaticPattern, Svg, TemporalBand, Union, build_pattern
+from vidaccel.layout import TokenLayout
+from vidaccel.patterns import (
+    FirstFrameSink,
+    Heads,
+    Ordered,
+    SpatialBand,
+    StaticPattern,
+    Svg,
+    TemporalBand,
+    Union,
+    build_pattern,
+)
 from vidaccel.patterns.sampled import sample_rows
 
 BANDS: tuple[StaticPattern, ...] = (SpatialBand(width=0.5), TemporalBand(width=0.3))
@@ -95,6 +106,45 @@ def test_drawn_queries_are_video_and_change_with_the_step_and_the_seed() -> None
     assert len(sample_rows(call, 10**6, 0).tokens) == layout.grid.tokens
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_what_is_compared_may_differ_from_what_runs(number: int) -> None:
+    """As published: bands of one width are compared, bands of another run."""
+    call = _choosable(1, number)
+    compared = Svg(patterns=BANDS, rows=20).choose(call)
+    wide: tuple[StaticPattern, ...] = (SpatialBand(width=1.1), TemporalBand(width=0.7))
+    kept = Svg(patterns=wide, profiles=BANDS, rows=20).choose(call)
+    narrow, run = ([band.video_blocks(call.layout) for band in bands] for bands in (BANDS, wide))
+    for b in range(2):
+        for h in range(3):
+            taken = [torch.equal(compared[b, h], mask) for mask in narrow].index(True)
+            assert torch.equal(kept[b, h], run[taken])
+    # and where the comparison is turned round, so is the choice
+    turned = Svg(patterns=wide, profiles=BANDS[::-1], rows=20).choose(call)
+    assert not any(torch.equal(turned[b, h], kept[b, h]) for b in range(2) for h in range(3))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_queries_may_be_drawn_among_the_first_of_the_frames(layout: TokenLayout) -> None:
+    call = make_call(layout)
+    _, height, width = layout.grid
+    first = height * width + 5
+
+    def raster(coords: torch.Tensor) -> list[int]:
+        frame, row, column = coords.unbind(-1)
+        return sorted(((frame * height + row) * width + column).tolist())
+
+    drawn = sample_rows(call, 10**6, 0, first)
+    assert raster(layout.token_coords[drawn.tokens - layout.video_start]) == list(range(first))
+    assert torch.equal(layout.block_of_token[drawn.tokens] - layout.video_blocks.start, drawn.blocks)
+    few = sample_rows(call, 20, 0, first)
+    assert len(few.tokens) == 20 and {*few.tokens.tolist()} < {*drawn.tokens.tolist()}
+    assert len(sample_rows(call, 10**6, 0, 10**6).tokens) == layout.grid.tokens
+    order = Ordered(by="token_major", pattern=SpatialBand()).order(call)
+    moved = sample_rows(call.reordered(order), 10**6, 0, first)
+    assert order.coords is not None
+    assert raster(order.coords[moved.tokens - layout.video_start]) == list(range(first))
+
+
 def test_specs_words_and_mistakes() -> None:
     data: dict[str, object] = {"name": "svg", "rows": 32, "sink": {"name": "first_frame_sink"}}
     data["patterns"] = [{"name": "spatial_band", "width": 2.0}, {"name": "temporal_band"}]
@@ -105,7 +155,10 @@ def test_specs_words_and_mistakes() -> None:
     for params, message in (
         ({"patterns": (PatternSpec("dense"),)}, "give a list of two or more patterns"),
         ({"patterns": (PatternSpec("dense"), PatternSpec.make("draft", density=0.1))}, "fixed by the token grid"),
-        ({"patterns": (PatternSpec("dense"), None)}, "a pattern is null"),
+        ({"patterns": (PatternSpec("dense"), None)}, "a pattern of patterns is null"),
+        ({"profiles": (PatternSpec("dense"),)}, "give one for each of the 2 patterns, or null"),
+        ({"profiles": (PatternSpec("dense"), 3)}, "a member of profiles is 3"),
+        ({"first": 0}, "first is 0; give a whole number of at least 1"),
         ({"sink": 1}, "sink is 1; give a pattern that is fixed by the token grid"),
         ({"rows": 0}, "rows is 0; give a whole number of at least 1"),
         ({"seed": -1}, "seed is -1"),

@@ -85,8 +85,9 @@ _OPTIONS: dict[str, Mapping[str, Draw]] = {
     "reuse": {"drift": lambda d: d.choice([0.0, 0.1, 10.0])},
     "sale": {"threshold": lambda d: d.choice([0.0001, 0.01, 0.3]), "rows": lambda d: d.randrange(1, 40)},
     "sparge": {"similarity": lambda d: d.uniform(-1, 1)},
+    "sliding_tile": {"odd": lambda d: d.random() < 0.5, "inward": lambda d: d.random() < 0.5},
     "spatial_band": {"width": lambda d: d.uniform(0.1, 4), "min_coverage": lambda d: d.choice([0.3, 0.8])},
-    "temporal_band": {"width": lambda d: d.uniform(0.1, 4), "min_coverage": lambda d: d.choice([0.3, 0.8])},
+    "temporal_band": {"width": lambda d: d.uniform(0.1, 4), "min_columns": lambda d: d.choice([0.3, 0.8])},
     "stochastic_top_k": {"temperature": lambda d: d.choice([0.0, 1.0]), "seed": lambda d: d.randrange(9)},
     "svg": {"rows": lambda d: d.randrange(1, 80), "sink": lambda d: PatternSpec("first_frame_sink")},
     "svg2": {

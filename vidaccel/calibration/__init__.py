@@ -1,1 +1,1 @@
-"""Calibration: the plan with the least error within a budget, for one model on one device."""
+"""Calibration: a plan with little error within a budget, for one model on one device."""

@@ -131,13 +131,13 @@ class Choices:
     # -- budgets --------------------------------------------------------------------------------------------------
 
     def at(self, budget: float) -> Solution:
-        """The least error within a budget of density or attention seconds, as ``by`` says."""
+        """The solver's choice within a budget of density or attention seconds, as ``by`` says."""
         return self.frontier.at(budget)
 
     def for_seconds(self, total: float) -> Solution:
-        """The least error with which a generation takes at most ``total`` seconds.
+        """The choice of least error with which a generation takes at most ``total`` seconds.
 
-        Chosen among many points of the front, because a layer of several policies takes longer than their mean.
+        Of many points of the front, because a layer of several policies takes longer than their mean.
 
         Raises:
             ConfigError: if no plan is that fast.
@@ -164,7 +164,7 @@ class Choices:
         return found
 
     def for_speedup(self, speedup: float) -> Solution:
-        """The least error at ``speedup`` times the speed of the dense generation."""
+        """The choice of least error at ``speedup`` times the speed of the dense generation."""
         return self.for_seconds(self.dense_seconds / speedup)
 
     def for_error(self, error: float) -> Solution:

@@ -1,4 +1,4 @@
-"""The least error within a budget, over separable choices: exact Lagrangian, in numpy.
+"""Little error within a budget, over separable choices: the least at the vertices of a convex front, in numpy.
 
 Every head of every unit gets one candidate. Errors and costs add up, so for a price λ on cost each head takes the
 candidate with the least ``error + λ cost`` on its own, and all answers for all λ are one convex front::
@@ -10,7 +10,9 @@ candidate with the least ``error + λ cost`` on its own, and all answers for all
 A vertex of the front is the optimum for its cost. Between two vertices the linear relaxation would take part of the
 next step; here the rest of the budget goes to single heads, by dynamic programming. So the error is at most that of
 the vertex below the budget, and its distance from the optimum less than the error of one step: of one head, or of one
-unit that changes its family.
+unit that changes its family. It is not the optimum: in drawn problems of two units the error is above the least
+possible, with 8 heads each: 0.76% in the mean, 13% at worst; with 16 heads each: 0.46% in the mean, 8% at worst; with
+16 heads each and two families: 0.98% in the mean, 38% at worst. The more heads and units there are, the less.
 """
 
 from __future__ import annotations
@@ -127,7 +129,9 @@ class Frontier:
         return list(zip(self.cost.tolist(), self.error.tolist(), strict=True))
 
     def at(self, budget: float) -> Solution:
-        """The choice with the least error whose cost is at most ``budget``; a larger budget never gives more error.
+        """A choice whose cost is at most ``budget``; a larger budget never gives more error.
+
+        At a vertex no choice has less error; between two of them some may, see the module's text.
 
         Raises:
             ConfigError: if the budget is NaN or below the least possible cost.
@@ -203,7 +207,7 @@ def frontier(units: Sequence[Unit], apart: Sequence[Unit] = ()) -> Frontier:
 
 
 def solve(units: Sequence[Unit], budget: float) -> Solution:
-    """The choice with the least error whose cost is at most ``budget``; see :meth:`Frontier.at`."""
+    """A choice with little error whose cost is at most ``budget``; see :meth:`Frontier.at`."""
     return frontier(units).at(budget)
 
 

@@ -16,7 +16,7 @@ __all__ = ["CompensationSpec", "ParamValue", "PatternSpec"]
 #: What a parameter may be. Whole numbers and fractions differ: 2 is two tiles or tokens, 1.0 the whole axis.
 ParamValue: TypeAlias = "bool | int | float | str | PatternSpec | tuple[ParamValue, ...] | None"
 
-_MAX_DEPTH = 4
+_MAX_DEPTH = 6
 _MAX_ITEMS = 64
 _S = TypeVar("_S", bound="PatternSpec")
 

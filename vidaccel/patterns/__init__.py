@@ -11,6 +11,7 @@ from .draft import Draft
 from .dynamic import DynamicPattern, HeadOrder, Heads, choose_blocks
 from .error_routing import ErrorRouting
 from .first_frame_sink import FirstFrameSink
+from .first_places_sink import FirstPlacesSink
 from .hash_buckets import HashBuckets
 from .hierarchical import Hierarchical
 from .minference import MInference
@@ -43,6 +44,7 @@ __all__ = [
     "DynamicPattern",
     "ErrorRouting",
     "FirstFrameSink",
+    "FirstPlacesSink",
     "HashBuckets",
     "HeadOrder",
     "Heads",

@@ -11,9 +11,10 @@ import torch
 
 from ..axisrule import AxisRule
 from ..blockmask import BlockMask
+from ..errors import ConfigError
 from ..layout import TokenLayout
 from ..types import TileShape
-from .pairs import TokenRule, block_pair_sizes, count_pairs, count_union
+from .pairs import TokenRule, block_pair_sizes, count_columns, count_pairs, count_union
 from .params import check_coverage
 
 __all__ = ["CoveragePattern", "Pattern", "StaticPattern"]
@@ -139,22 +140,37 @@ class CoveragePattern(StaticPattern):
     Args:
         min_coverage: share of a block's token pairs that the rule must exceed for the block to be kept; 0 keeps a
             block as soon as the rule keeps one of its pairs. Above 0, pairs of the rule itself may be dropped.
+        min_columns: the same by whole keys, as Radial Attention counts: of the keys that any query of the block keeps,
+            the share that must be exceeded by those which more than a third of its queries keep; 0 does not ask.
 
     Raises:
-        ConfigError: unless 0 <= min_coverage < 1.
+        ConfigError: unless 0 <= min_coverage < 1 and 0 <= min_columns < 1, one of them 0.
     """
 
     min_coverage: float = 0.0
+    min_columns: float = 0.0
 
     def __post_init__(self) -> None:
-        check_coverage(self.name, self.min_coverage)
+        check_coverage(self.name, "min_coverage", self.min_coverage)
+        check_coverage(self.name, "min_columns", self.min_columns)
+        if self.min_coverage and self.min_columns:
+            raise ConfigError(
+                f"{self.name}: min_coverage is {self.min_coverage} and min_columns {self.min_columns}; a block is kept"
+                " by one of them, so leave the other out"
+            )
 
     def select(self, layout: TokenLayout) -> torch.Tensor:
-        """Pairs of video blocks covered by more than ``min_coverage``, bool [NV, NV]."""
+        """Pairs of video blocks covered by more than is asked, bool [NV, NV]."""
+        if self.min_columns:
+            return self.enough_columns(*count_columns(layout, self.rules(layout)))
         if self.min_coverage == 0:
             return super().select(layout)
         pairs = count_union(layout, self.rules(layout))
         return pairs.double() > self.min_coverage * block_pair_sizes(layout).double()
+
+    def enough_columns(self, touched: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
+        """Which blocks ``min_columns`` keeps, by :func:`~.pairs.count_columns`; a share that is met is not exceeded."""
+        return filled.double() > self.min_columns * touched.double() + 1e-6
 
 
 @lru_cache(maxsize=64)

@@ -34,14 +34,14 @@ class Neighborhood(CoveragePattern):
         stride: queries that share a window, per axis, at most the window; or ``"tile"``, the layout's tile (cut to
             the window).
         dilation: distance of neighboring window tokens, per axis.
-        min_coverage: see :class:`CoveragePattern`.
+        min_coverage, min_columns: see :class:`CoveragePattern`.
         exact: mask the tokens of partly covered blocks, so that exactly the formula's pairs are attended, instead of
             keeping such blocks whole. Dropped tokens of a partial block are gone: a tail summarises skipped blocks
             only. Where stride and window fit the tiles there are no partial blocks and it changes nothing.
 
     Raises:
         ConfigError: if a number is out of range, a stride is larger than a whole-number window, or ``exact`` is
-            asked for together with ``min_coverage``, which drops pairs of the formula.
+            asked for together with ``min_coverage`` or ``min_columns``, which drop pairs of the formula.
     """
 
     name: ClassVar[str] = "neighborhood"
@@ -54,11 +54,13 @@ class Neighborhood(CoveragePattern):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag(self.name, "exact", self.exact)
-        if self.exact and self.min_coverage > 0:
-            raise ConfigError(
-                f"{self.name}: exact keeps every pair of the formula and min_coverage {self.min_coverage} drops some;"
-                " give one of them"
-            )
+        for field in ("min_coverage", "min_columns"):
+            share = getattr(self, field)
+            if self.exact and share > 0:
+                raise ConfigError(
+                    f"{self.name}: exact keeps every pair of the formula and {field} {share} drops some; give one of"
+                    " them"
+                )
         for field in ("window", "dilation") if self.stride == "tile" else ("window", "stride", "dilation"):
             extents = check_extents(self.name, field, getattr(self, field))
             if field != "window" and not all(isinstance(e, int) for e in extents):

@@ -11,7 +11,7 @@ intersection of two rules is again a rule, so a union is counted by inclusion an
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from ..layout import TokenLayout
 from ..types import VideoGrid
 
-__all__ = ["TokenRule", "block_pair_sizes", "count_pairs", "count_union"]
+__all__ = ["TokenRule", "block_pair_sizes", "count_columns", "count_pairs", "count_union"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,20 +103,16 @@ def block_pair_sizes(layout: TokenLayout) -> torch.Tensor:
 
 def count_pairs(layout: TokenLayout, rule: TokenRule) -> torch.Tensor:
     """Token pairs that the rule keeps in every pair of video blocks, exact, int64 [NV, NV]."""
-    table = rule._table()
-    kind, keep = table if table is not None else (torch.zeros_like(rule.frames, dtype=torch.int64), None)
-    _, height, width = layout.grid
+    kind, keep = _kinds(rule)
     t, h, w = layout.axis_sizes
-    by_frame = _histogram(rule.frames, t, kind, int(kind.max()) + 1)
+    by_frame = _histogram(rule.frames, t, t, kind, int(kind.max()) + 1)
+    rows, columns = _spatial(rule, (h, w), (h, w))
     if keep is None:
-        by_row, by_column = _histogram(rule.rows, h, None, 1), _histogram(rule.columns, w, None, 1)
-        counts = by_frame[:, None, None, 0] * by_row[None, :, None, 0] * by_column[None, None, :, 0]
+        counts = by_frame[:, None, None, 0] * rows[None, :, None, 0] * columns[None, None, :, 0]
     else:
-        by_row = _histogram(rule.rows, h, _difference(height), 2 * height - 1)
-        by_column = _histogram(rule.columns, w, _difference(width), 2 * width - 1)
         # frames first: there are fewest of them, so the largest axis is contracted on the smallest tensor
         counts = (by_frame @ keep.double().flatten(1)).unflatten(1, keep.shape[1:])
-        counts = torch.einsum("fyx,hy->fhx", counts, by_row) @ by_column.T
+        counts = torch.einsum("fyx,hy->fhx", counts, rows) @ columns.T
     nt, nh, nw = layout.tile_counts
     counts = counts.reshape(nt, nt, nh, nh, nw, nw).permute(0, 2, 4, 1, 3, 5)
     return counts.reshape(layout.num_video_blocks, layout.num_video_blocks).round().to(torch.int64)
@@ -127,18 +123,84 @@ def count_union(layout: TokenLayout, rules: tuple[TokenRule, ...]) -> torch.Tens
 
     Inclusion and exclusion: the work doubles with every rule, less the intersections that are empty.
     """
+    counts = torch.zeros(layout.num_video_blocks, layout.num_video_blocks, dtype=torch.int64)
+    for sign, rule in _union(rules):
+        counts += sign * count_pairs(layout, rule)
+    return counts
+
+
+def count_columns(layout: TokenLayout, rules: tuple[TokenRule, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys of every pair of video blocks, as columns of their part of the mask: two int64 [NV, NV].
+
+    Returns:
+        The keys that any of the rules keeps for at least one query of the block of queries, and those that it keeps for
+        more than a third of them.
+    """
+    grid, (t, h, w), (nt, nh, nw) = layout.grid, layout.axis_sizes, layout.tile_counts
+    single = tuple(torch.ones(extent, dtype=torch.int64) for extent in grid)
+    # all that a pair of (query tile, key frame) contributes follows from its counts by kind: few of them differ
+    terms = []
+    parts = [t.repeat_interleave(grid.frames)[:, None].double()]
+    for sign, rule in _union(rules):
+        kind, keep = _kinds(rule)
+        parts.append(_histogram(rule.frames, t, single[0], kind, int(kind.max()) + 1))
+        terms.append((sign, keep, *_spatial(rule, (h, w), single[1:])))
+    unique, which = torch.unique(torch.cat(parts, dim=1), dim=0, return_inverse=True)
+    queries = (h[:, None] * w[None, :]).flatten().double()
+    block = torch.arange(nh).repeat_interleave(h)[:, None] * nw + torch.arange(nw).repeat_interleave(w)
+    tables = torch.zeros(2, len(unique), nh * nw, nh * nw, dtype=torch.int64)
+    for number, row in enumerate(unique):
+        counts = torch.zeros(nh, grid.height, nw, grid.width, dtype=torch.float64)
+        splits = row[1:].split([part.shape[1] for part in parts[1:]])
+        for (sign, keep, rows, columns), weights in zip(terms, splits, strict=True):
+            if keep is None:
+                found = weights * rows[:, :1] * columns[:, 0]
+            else:
+                plane = (weights @ keep.double().flatten(1)).view(keep.shape[1:])
+                found = rows @ plane @ columns.T
+            counts += sign * found.view(counts.shape)
+        kept = counts.round().permute(0, 2, 1, 3).reshape(nh * nw, -1)
+        full = 3 * kept > row[0] * queries[:, None]
+        tables[:, number].index_add_(-1, block.flatten(), torch.stack([kept > 0, full]).long())
+    chosen = tables[:, which.view(nt, grid.frames)]  # [2, query tile, key frame, block, block]
+    by_tile = torch.zeros(2, nt, nt, nh * nw, nh * nw, dtype=torch.int64)
+    by_tile.index_add_(2, torch.arange(nt).repeat_interleave(t), chosen)
+    touched, filled = by_tile.transpose(2, 3).reshape(2, layout.num_video_blocks, layout.num_video_blocks)
+    return touched, filled
+
+
+def _union(rules: tuple[TokenRule, ...]) -> list[tuple[int, TokenRule]]:
+    """Rules with signs, whose sum counts what any of ``rules`` keeps once."""
     distinct: list[TokenRule] = []
     for rule in rules:
         if not rule.empty and not any(rule.same(seen) for seen in distinct):
             distinct.append(rule)
-    counts = torch.zeros(layout.num_video_blocks, layout.num_video_blocks, dtype=torch.int64)
+    found = []
     pending = [(i + 1, 1, rule) for i, rule in enumerate(distinct)]
     while pending:
         after, sign, rule = pending.pop()
-        counts += sign * count_pairs(layout, rule)
+        found.append((sign, rule))
         met = ((i + 1, -sign, rule.intersect(distinct[i])) for i in range(after, len(distinct)))
         pending.extend(item for item in met if not item[2].empty)
-    return counts
+    return found
+
+
+def _kinds(rule: TokenRule) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The slice of its table that each pair of frames uses, int64 [F, F], and the table, if the rule has one."""
+    table = rule._table()
+    return table if table is not None else (torch.zeros_like(rule.frames, dtype=torch.int64), None)
+
+
+def _spatial(
+    rule: TokenRule, queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept pairs of rows and of columns by (tile of queries, tile of keys) and, with a table, by displacement."""
+    axes = zip((rule.rows, rule.columns), queries, keys, strict=True)
+    if rule.table is None:
+        rows, columns = (_histogram(keep, q, k, None, 1) for keep, q, k in axes)
+    else:
+        rows, columns = (_histogram(keep, q, k, _difference(len(keep)), 2 * len(keep) - 1) for keep, q, k in axes)
+    return rows, columns
 
 
 def _difference(extent: int) -> torch.Tensor:
@@ -147,14 +209,17 @@ def _difference(extent: int) -> torch.Tensor:
     return position[:, None] - position[None, :] + extent - 1
 
 
-def _histogram(keep: torch.Tensor, sizes: torch.Tensor, label: torch.Tensor | None, labels: int) -> torch.Tensor:
-    """Kept position pairs of one axis by (tile pair, label): float64 [tiles * tiles, labels].
+def _histogram(
+    keep: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, label: torch.Tensor | None, labels: int
+) -> torch.Tensor:
+    """Kept position pairs of one axis by (tile of queries, tile of keys, label): float64 [tiles * tiles, labels].
 
-    float64 holds the exact integers and takes the fast matrix product, which int64 does not have on the CPU.
+    Tiles are given by their sizes. float64 holds the exact integers and takes the fast matrix product, which int64 does
+    not have on the CPU.
     """
-    tiles = len(sizes)
-    tile = torch.repeat_interleave(torch.arange(tiles), sizes)
-    slot = (tile[:, None] * tiles + tile[None, :]) * labels
+    q, k = (torch.repeat_interleave(torch.arange(len(sizes)), sizes) for sizes in (queries, keys))
+    slot = (q[:, None] * len(keys) + k[None, :]) * labels
     if label is not None:
         slot = slot + label
-    return torch.bincount(slot[keep], minlength=math.prod((tiles, tiles, labels))).double().reshape(-1, labels)
+    length = len(queries) * len(keys) * labels
+    return torch.bincount(slot[keep], minlength=length).double().reshape(-1, labels)

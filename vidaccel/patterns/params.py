@@ -51,10 +51,10 @@ def check_extents(owner: str, field: str, value: Any) -> Extents:
     return frames, height, width
 
 
-def check_coverage(owner: str, value: Any) -> None:
+def check_coverage(owner: str, field: str, value: Any) -> None:
     """Raises :class:`ConfigError` unless ``value`` is a share in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ConfigError(f"{owner}: min_coverage is {value!r}; give a share of a block from 0 up to, not including, 1")
+        raise ConfigError(f"{owner}: {field} is {value!r}; give a share of a block from 0 up to, not including, 1")
 
 
 def check_share(owner: str, field: str, value: Any, *, zero: bool = False) -> None:

@@ -41,8 +41,8 @@ def check_placeable(owner: str, pattern: StaticPattern) -> None:
 def placed_blocks(pattern: StaticPattern, layout: TokenLayout, order: HeadOrder, device: torch.device) -> torch.Tensor:
     """A static pattern's pairs of video blocks in another order, bool [NV,NV] on ``device``; the diagonal is kept.
 
-    A pair is kept as soon as the rules keep one of its token pairs, or more than ``min_coverage`` of them. It takes
-    tokens^2 steps once. Cached, do not write into it.
+    A pair is kept as soon as the rules keep one of its token pairs, or more than ``min_coverage`` of them, or by
+    ``min_columns``. It takes tokens^2 steps once. Cached, do not write into it.
     """
     if isinstance(pattern, Union):
         return torch.stack([placed_blocks(member, layout, order, device) for member in pattern.patterns]).any(0)
@@ -51,11 +51,17 @@ def placed_blocks(pattern: StaticPattern, layout: TokenLayout, order: HeadOrder,
     block = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
     rules = [_on(rule, device) for rule in pattern.rules(layout)]
     share = pattern.min_coverage if isinstance(pattern, CoveragePattern) else 0.0
+
+    def by_block(keys: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(sizes), dtype=torch.int64, device=device).index_add_(0, block, keys.long())
+
     rows = []
     for queries in coords.split(sizes.tolist()):
-        kept = torch.stack([_pairs(rule, queries, coords) for rule in rules]).any(0)
-        counts = torch.zeros(len(sizes), dtype=torch.int64, device=device).index_add_(0, block, kept.sum(0))
-        rows.append(counts.double() > share * len(queries) * sizes.to(device).double())
+        column = torch.stack([_pairs(rule, queries, coords) for rule in rules]).any(0).sum(0)
+        if isinstance(pattern, CoveragePattern) and pattern.min_columns:
+            rows.append(pattern.enough_columns(by_block(column > 0), by_block(3 * column > len(queries))))
+        else:
+            rows.append(by_block(column).double() > share * len(queries) * sizes.to(device).double())
     return torch.stack(rows).fill_diagonal_(True)
 
 

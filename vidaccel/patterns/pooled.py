@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -25,13 +25,34 @@ __all__ = ["PooledTopK", "PooledTopP"]
 class PooledTopK(BudgetedPattern):
     """Each row of blocks keeps the k video blocks of largest estimated attention.
 
-    P_ij = softmax over all blocks j of scale * mean query_i . mean key_j + log n_j, and k = ceil(density * NV) of NV
-    video blocks. Source: the coarse selection of Video Sparse Attention (VSA), here without training and without its
-    coarse branch. VSA has no log n_j; it changes the order only where blocks at the grid's edge are smaller.
+    P_ij = softmax over all blocks j of scale * mean query_i . mean key_j + log n_j, and k = density * NV of NV video
+    blocks. Source: the coarse selection of Video Sparse Attention (VSA), here without training and without its coarse
+    branch; rounded down that of SLA. Both have no log n_j; it changes the order only where blocks at the grid's edge
+    are smaller.
+
+    Args:
+        aim: see :class:`BudgetedPattern`.
+        rounding: whether k is rounded ``"up"`` to whole blocks, or ``"down"``, but not to none.
+
+    Raises:
+        ConfigError: if the density is out of range, or the rounding neither.
     """
 
     name: ClassVar[str] = "pooled_top_k"
     places = "nothing"
+
+    rounding: Literal["up", "down"] = "up"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounding not in ("up", "down"):
+            raise ConfigError(f"{self.name}: rounding is {self.rounding!r}; valid are 'up' and 'down'")
+
+    def count(self, layout: TokenLayout) -> int:
+        """Video blocks that a row keeps on this layout."""
+        if self.rounding == "up":
+            return super().count(layout)
+        return max(1, int(self.aim * layout.num_video_blocks + 1e-9))  # .3 * 10 is 2.9999 blocks in floats
 
     def choose(self, heads: Heads) -> torch.Tensor:
         """The k largest of each row, bool [B,H,NV,NV]."""
@@ -88,7 +109,7 @@ class PooledTopP(DynamicPattern):
             held=text,
             least=blocks_of(self.min_density, blocks),
             most=blocks_of(self.max_density, blocks),
-            beyond=self.beyond,
+            count="beyond" if self.beyond else "reach",
         )
         return kept | window_blocks(self.window, heads)
 

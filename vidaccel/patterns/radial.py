@@ -33,7 +33,8 @@ class Radial(CoveragePattern):
         near: the largest frame distance that keeps everything.
         first_frame: whether every query keeps all keys of the first frame, as published for Wan.
         floor: the least width; whole numbers are tokens (published: 128), fractions are of the tokens of a frame.
-        min_coverage: see :class:`CoveragePattern`; the published implementation also drops blocks hardly covered.
+        min_coverage, min_columns: see :class:`CoveragePattern`; published is a ``min_columns`` of .6, where a block is
+            128 tokens of a frame in raster order.
 
     Raises:
         ConfigError: if a number is out of range.

@@ -7,6 +7,7 @@ block does.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 
@@ -67,21 +68,21 @@ def keep_mass(
     held: torch.Tensor | float = 0.0,
     least: int = 1,
     most: int | None = None,
-    beyond: bool = False,
+    count: Literal["reach", "beyond", "within"] = "reach",
 ) -> torch.Tensor:
-    """Marks the fewest entries of each row that hold ``mass`` together, bool like ``probability``.
+    """Marks the largest entries of each row, by what they hold together, bool like ``probability``.
 
     Args:
         probability: [..., N], at least 0.
         held: mass that is kept already, [..., 1].
         least, most: bounds of the number of entries in a row; ``None`` for N.
-        beyond: keeps one entry more where the mass is met exactly: #{cumulated <= mass} + 1, instead of the smallest
-            set whose mass is >= ``mass``.
+        count: ``"reach"`` keeps the smallest set whose mass is >= ``mass``; ``"within"`` the largest whose mass is <=
+            ``mass``, #{cumulated <= mass}; ``"beyond"`` one entry more than that.
     """
     sums = probability.sort(dim=-1, descending=True).values.cumsum(-1) + held
-    short = (sums <= mass) if beyond else (sums < mass)
-    counts = short.sum(-1, keepdim=True) + 1
-    if not beyond:  # what is held may be enough on its own
+    short = (sums < mass) if count == "reach" else (sums <= mass)
+    counts = short.sum(-1, keepdim=True) + (count != "within")
+    if count == "reach":  # what is held may be enough on its own
         counts = counts - (torch.as_tensor(held, device=counts.device) >= mass).to(counts.dtype)
     return keep_counted(probability, counts.clamp(least, probability.shape[-1] if most is None else most))
 

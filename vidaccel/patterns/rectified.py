@@ -58,7 +58,7 @@ class Rectified(DynamicPattern):
         """The union of the three rules, bool [B,H,NV,NV]."""
         layout = heads.layout
         probability, text = split_text(heads, block_probabilities(heads))
-        kept = keep_mass(probability, self.mass, held=text, least=self.least(layout), beyond=True)
+        kept = keep_mass(probability, self.mass, held=text, least=self.least(layout), count="beyond")
         kept = kept | neighbour_blocks(heads, self.neighbours)
         if self.first_frame:
             first = first_frame_blocks(heads)

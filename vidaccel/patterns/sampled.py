@@ -26,12 +26,29 @@ class SampledRows:
     logits: torch.Tensor
 
 
-def sample_rows(heads: Heads, count: int, seed: int) -> SampledRows:
-    """``count`` video queries (all if there are fewer), drawn anew in each step, the same wherever it runs."""
+def sample_rows(heads: Heads, count: int, seed: int, first: int | None = None) -> SampledRows:
+    """``count`` video queries (all if there are fewer), drawn anew in each step, the same wherever it runs.
+
+    Args:
+        first: draws among so many that come first in frame-major order; ``None`` for all.
+    """
     layout, device = heads.layout, heads.q.device
     generator = torch.Generator().manual_seed(seed * 1_000_003 + heads.step)
-    drawn = torch.randperm(layout.grid.tokens, generator=generator)[:count].sort().values + layout.video_start
-    tokens = drawn.to(device)
+    among = layout.grid.tokens if first is None else min(first, layout.grid.tokens)
+    drawn = torch.randperm(among, generator=generator)[:count]
+    if first is not None:
+        drawn = _frame_major(heads)[drawn]
+    tokens = (drawn.sort().values + layout.video_start).to(device)
     blocks = layout.block_of_token.to(device)[tokens] - layout.video_blocks.start
     q = heads.q.index_select(1, tokens).transpose(1, 2).float() * heads.scale
     return SampledRows(tokens, blocks, q @ heads.k.permute(0, 2, 3, 1).float())
+
+
+def _frame_major(heads: Heads) -> torch.Tensor:
+    """Where each video token is among the video's, by its place in frame-major order, int64 [V] on the CPU."""
+    layout = heads.layout
+    if heads.order is None:
+        return layout.inverse.cpu()[layout.video_tokens] - layout.video_start
+    assert heads.order.coords is not None  # patterns that go by places get no other order
+    frame, row, column = heads.order.coords.cpu().T
+    return ((frame * layout.grid.height + row) * layout.grid.width + column).argsort()

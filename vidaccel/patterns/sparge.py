@@ -26,8 +26,9 @@ class Sparge(DynamicPattern):
 
     K is smoothed (its mean over the sequence subtracted). A block is self-similar if the mean of its tokens' pairwise
     cosines is above ``similarity``. P = softmax over all blocks of scale * mean query_i . mean key_j + log n_j, with
-    dissimilar key blocks at -inf; each row keeps the fewest blocks that hold ``mass`` of P, or the int(density * NV)
-    largest. Rows of dissimilar query blocks and columns of dissimilar key blocks are kept whole.
+    dissimilar key blocks at -inf; each row keeps as many of the largest as hold at most ``mass`` of P together, or
+    int(density * NV) of them, and at least one. Rows of dissimilar query blocks and columns of dissimilar key blocks
+    are kept whole.
 
     Source: SpargeAttn. Different here: square blocks (tiles) instead of 128x64, log n_j for smaller edge blocks, one
     setting for all heads of the pattern (a plan may give each head its own), and text's mass counts as kept. Its second
@@ -36,7 +37,7 @@ class Sparge(DynamicPattern):
     Args:
         similarity: least mean cosine of a self-similar block, in [-1, 1]; published default .6 with ``mass``, -.1 with
             ``density``. -1 keeps nothing by force.
-        mass: share of P to hold, or ``None``.
+        mass: share of P to stay within, or ``None``.
         aim: share of the video blocks to keep, or ``None``; plans call it ``density``.
 
     Raises:
@@ -72,7 +73,7 @@ class Sparge(DynamicPattern):
         logits = logits.masked_fill(odd_k[:, :, None], torch.finfo(logits.dtype).min)
         probability, text = split_text(heads, logits.softmax(-1))
         if self.mass is not None:
-            kept = keep_mass(probability, self.mass, held=text)
+            kept = keep_mass(probability, self.mass, held=text, count="within")
         else:
             kept = keep_largest(probability, self._count(layout))
         video = layout.video_blocks
@@ -92,7 +93,7 @@ class Sparge(DynamicPattern):
     def resolved(self, layout: TokenLayout) -> str:
         """What a row keeps and which blocks are kept whole."""
         if self.aim is None:
-            text = f"{self.mass:g} of the estimated attention"
+            text = f"within {self.mass:g} of the estimated attention"
         else:
             text = f"{self._count(layout)} of {layout.num_video_blocks} blocks a row"
         return f"{text} + whole rows and columns of blocks with a mean cosine up to {self.similarity:g}"

@@ -59,7 +59,7 @@ class Svg2(ClusterPairs):
         """Kept pairs of clusters, bool [B,H,Cq,Ck]."""
         probability = cluster_logits(queries, keys, heads.scale).softmax(-1)
         least = int(self.least * keys.counts.shape[-1] + 1e-9)  # .1 * 30 is 2.999 in floats
-        return keep_mass(probability, self.mass, least=least, beyond=True)
+        return keep_mass(probability, self.mass, least=least, count="beyond")
 
     def resolved(self, layout: TokenLayout) -> str:
         """Clusters and what is kept of them."""

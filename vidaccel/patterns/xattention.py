@@ -29,7 +29,8 @@ class XAttention(DynamicPattern):
     The tokens of each block are cut into groups of ``stride``, S. The score of query group a and key group b is the
     mean of their S x S logits along the antidiagonal, (1/S) sum_r scale * q_a[S-1-r] . k_b[r]. A softmax over the key
     groups of the whole sequence follows, and its sums over the groups of key block j, averaged over the query groups
-    of block i, are the attention of i to j. Source: XAttention, without its causal mask.
+    of block i, are the attention of i to j. The video's first block is kept in any case, as the published code does.
+    Source: XAttention, without its causal mask.
 
     Different here: blocks are tiles whose tokens need not be a multiple of S, so a last group is filled up with its
     block's first tokens, and each group weighs by the tokens it has of its own. Text's mass counts as kept.
@@ -54,9 +55,11 @@ class XAttention(DynamicPattern):
             raise ConfigError(f"{self.name}: stride is {self.stride!r}; valid are 4, 8 and 16")
 
     def choose(self, heads: Heads) -> torch.Tensor:
-        """The smallest sets, bool [B,H,NV,NV]."""
+        """The smallest sets and the first block, bool [B,H,NV,NV]."""
         probability, text = split_text(heads, self.estimate(heads))
-        return keep_mass(probability, self.mass, held=text)
+        kept = keep_mass(probability, self.mass, held=text)
+        kept[..., 0] = True
+        return kept
 
     def estimate(self, heads: Heads) -> torch.Tensor:
         """Estimated attention of each video block to all blocks, float32 [B,H,NV,NB]; rows add up to 1."""
@@ -77,7 +80,7 @@ class XAttention(DynamicPattern):
 
     def resolved(self, layout: TokenLayout) -> str:
         """Mass and stride."""
-        return f"{self.mass:g} of the attention estimated from antidiagonals of stride {self.stride}"
+        return f"{self.mass:g} of the attention estimated from antidiagonals of stride {self.stride} + first block"
 
 
 @dataclass(frozen=True, eq=False)
