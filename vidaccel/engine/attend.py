@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from ..configs.plan import BRANCHES
 from ..errors import KernelError, VidaccelWarning
 from ..kernels.contract import Kernel, KernelRequest
 from ..kernels.dispatch import select
@@ -31,8 +32,14 @@ if TYPE_CHECKING:
 __all__ = ["attend", "passed_by"]
 
 _NO_PASS = (
-    "{} was not entered through its forward pass, so the noise level is unknown (a wrapper that calls `.forward`"
-    " goes past its hooks: wrap first, then patch)"
+    "{} was not entered through its forward pass, so the noise level is unknown; call the model, not its blocks or its"
+    " `forward`, which go past the hooks"
+)
+
+
+_UNNAMED = (
+    "the plan has rules by pass of guidance, and nothing tells which pass of guidance this is; open"
+    ' `with transformer.cache_context("cond")` around it, or "uncond"'
 )
 
 
@@ -163,7 +170,7 @@ def _decide(
     context, session = call.context, call.site.session
     planned = session.policy(call.moment, call.site.transformer.name, call.site.layer)
     if planned.is_dense:
-        return [], None
+        return [], _UNNAMED if _wants_a_branch(call) else None
     heads = q.shape[2] if call.share is None else call.share.total
     excluded, policy = call.watch.reason(session.guard), call.watch.policy(planned, heads)
     if policy.is_dense:
@@ -193,6 +200,16 @@ def _decide(
             return [], excluded
         work.append(one)
     return work, "; ".join(reasons) or None
+
+
+def _wants_a_branch(call: LayerCall) -> bool:
+    """Whether the plan may have a rule for this pass, if it were known which pass of guidance it is."""
+    site, moment, plan = call.site, call.moment, call.site.session.plan
+    if moment.branch is not None or moment.stream[0] is not None or not site.transformer.separate_guidance:
+        return False
+    return any(rule.branch is not None for rule in plan.rules) and any(
+        not plan.lookup(moment.noise_level, site.transformer.name, site.layer, branch).is_dense for branch in BRANCHES
+    )
 
 
 def _kernel(session: Session, group: HeadGroup, q: torch.Tensor) -> tuple[Kernel | None, HeadGroup, str | None]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from ..layout import TokenLayout
 from ..types import TileShape, VideoGrid
@@ -38,7 +37,6 @@ class ForwardContext:
         joint: whether other tokens share the sequence with the video.
         before: how many of them precede it; ``None`` for all.
         ranks: the processes that share the sequence, if they do.
-        module: what was called: the transformer, or a wrapper around it.
     """
 
     moment: Moment
@@ -50,7 +48,6 @@ class ForwardContext:
     joint: bool = False
     before: int | None = 0
     ranks: Ranks | None = None
-    module: nn.Module | None = None
     _padding: dict[Any, tuple[torch.Tensor, tuple[Part, ...] | str]] = field(default_factory=dict)
 
     def layout(self, device: torch.device) -> TokenLayout:
@@ -95,11 +92,13 @@ class PatchedTransformer:
     Args:
         name: the pipeline's name for it, ``"transformer"`` or ``"transformer_2"``.
         joint: whether other tokens share its sequence with the video.
+        separate_guidance: whether the passes of guidance are forward passes of their own, and not one batch.
     """
 
-    def __init__(self, name: str, *, joint: bool = False) -> None:
+    def __init__(self, name: str, *, joint: bool = False, separate_guidance: bool = False) -> None:
         self.name = name
         self.joint = joint
+        self.separate_guidance = separate_guidance
         self._thread = threading.local()
 
     @property

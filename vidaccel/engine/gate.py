@@ -14,13 +14,14 @@ from torch import nn
 from ..errors import PatchError, StrictError
 from ..types import VideoGrid
 from .attachment import Attachment, NotPickled
-from .capture import refuse_capture, refuse_tracing
+from .capture import refuse_capture
 from .context import ForwardContext, PatchedTransformer
 from .handles import GATES
 from .noise_level import noise_level, why_doubtful
 from .ops import enter, leave
 from .parallel import Ranks
-from .pipeline_call import PipelineCall, is_going_on, is_running, pipeline_call
+from .pipeline_call import PipelineCall, is_going_on, pipeline_call, runs_elsewhere
+from .runs import DenoisingRun
 from .session import Session
 
 __all__ = ["ForwardGate", "GuidancePasses"]
@@ -57,16 +58,14 @@ class ForwardGate(NotPickled):
     Args:
         attachment: of the transformer.
         transformer: the same for the engine.
-        separate_guidance: whether the unconditional pass is a second forward pass, after the conditional one.
     """
 
-    def __init__(self, attachment: Attachment, transformer: PatchedTransformer, *, separate_guidance: bool) -> None:
+    def __init__(self, attachment: Attachment, transformer: PatchedTransformer) -> None:
         self.session: Session = attachment.session
         self.transformer = transformer
-        self.separate_guidance = separate_guidance
         self.passes = GuidancePasses()
         #: The processes that share the sequence, asked in every pass; one sentence if it cannot run sparse with them.
-        self.ranks: Callable[[], Ranks | str | None] = lambda: None
+        self.ranks: Callable[[nn.Module], Ranks | str | None] = lambda model: None
         #: Whether every layer of the block stack is patched, so that it takes tokens in layout order.
         self.all_ours = True
         #: Whether the plan wants to see the outputs.
@@ -77,7 +76,7 @@ class ForwardGate(NotPickled):
         self.hooks: str | None = None
         self.handle = GATES.new(self)
         self._attachment = weakref.ref(attachment)
-        self._last_call: weakref.ref[PipelineCall] | None = None
+        self._last: tuple[weakref.ref[DenoisingRun], weakref.ref[PipelineCall] | None] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ForwardGate:
         return self  # a copy of the model drops it
@@ -94,32 +93,26 @@ class ForwardGate(NotPickled):
         """The pass that runs in this thread, or ``None`` outside of one."""
         return self.transformer.context
 
-    def enter(
-        self, module: nn.Module, level: torch.Tensor | float, grid: VideoGrid | str, tiled: bool, before: int | None
-    ) -> None:
+    def enter(self, level: torch.Tensor | float, grid: VideoGrid | str, tiled: bool, before: int | None) -> None:
         """Starts a forward pass; other arguments as :meth:`.session.Session.enter` has them.
 
         Args:
-            module: what is called: the transformer, or a wrapper around it.
-            level: the timestep, see :meth:`.noise_level`.
+            level: the timestep, see :mod:`.noise_level`.
 
         Raises:
-            PatchError: while a CUDA graph is being captured, or the model is traced.
+            PatchError: while a CUDA graph is being captured.
             StrictError: in a strict session, if what was patched is not what runs.
         """
-        refuse_tracing()
         if not torch.compiler.is_compiling():
             self.token = None
-            now = self.context
-            if now is None or now.module in (None, module) or not is_running(now.module):
-                self.entered(level, grid, tiled, before, module)
+            self.entered(level, grid, tiled, before)
             return
         if not isinstance(level, torch.Tensor):
             level = torch.tensor(level, dtype=torch.float64)
         reason, extents = (grid, []) if isinstance(grid, str) else ("", list(grid))
         self.token = enter(level, self.handle, extents, reason, tiled, before)
 
-    def leave(self, module: nn.Module, output: torch.Tensor | None) -> None:
+    def leave(self, output: torch.Tensor | None) -> None:
         """Ends a forward pass.
 
         Args:
@@ -128,17 +121,10 @@ class ForwardGate(NotPickled):
         if torch.compiler.is_compiling():
             assert output is not None
             self.token = leave(output, self.handle, self.token)
-        elif (now := self.context) is not None and now.module is module:
+        else:
             self.left(output)
 
-    def entered(
-        self,
-        level: torch.Tensor | float,
-        grid: VideoGrid | str,
-        tiled: bool,
-        before: int | None,
-        module: nn.Module | None = None,
-    ) -> None:
+    def entered(self, level: torch.Tensor | float, grid: VideoGrid | str, tiled: bool, before: int | None) -> None:
         """What :meth:`enter` does when it runs."""
         session, attachment = self.session, self._attachment()
         assert attachment is not None  # it lives in the model
@@ -146,7 +132,6 @@ class ForwardGate(NotPickled):
             refuse_capture(level)
         in_place = self._check_processors(attachment)
         call = pipeline_call(attachment.model)
-        self._check_cache(attachment.model, call)
         run = session.runs.current(call)
         owner = session.pipe if call is None else call.pipeline
         scheduler = getattr(owner, "scheduler", None)
@@ -156,15 +141,14 @@ class ForwardGate(NotPickled):
         name, step = self.passes.current
         moment = run.observe(
             noise_level(level, scheduler), self.transformer.name, name=name, step=step, scheduler=scheduler,
-            in_order=self.separate_guidance, own_loop=call is None,
+            in_order=self.transformer.separate_guidance, own_loop=call is None,
         )  # fmt: skip
-        ranks = self.ranks()
+        ranks = self.ranks(attachment.model)
         if isinstance(ranks, str):
             grid, ranks = ranks, None
         # tokens are in raster order when ranks split and gather them; each layer has all of them after its exchange
         tiled = tiled and ranks is None and self.all_ours and in_place
-        context = session.enter(self.transformer, moment, run, grid, tiled=tiled, before=before, ranks=ranks)
-        context.module = module
+        session.enter(self.transformer, moment, run, grid, tiled=tiled, before=before, ranks=ranks)
 
     def left(self, output: torch.Tensor | None) -> None:
         """What :meth:`leave` does when it runs."""
@@ -186,18 +170,28 @@ class ForwardGate(NotPickled):
             in_place = False
         return in_place
 
-    def _check_cache(self, model: Any, call: PipelineCall | None) -> None:
-        """Refuses a run that would mix with another in a step cache of diffusers, whose state lies on the model.
+    def begin_cache(self) -> None:
+        """Where a step cache of diffusers is on, whose state lies on the model, begins it anew with each run.
+
+        The pipelines reset it when they end, but not when they are interrupted. To be called where a pass is named, not
+        in it: a reset forgets the name.
 
         Raises:
-            PatchError: if another run on this model goes on.
+            PatchError: if another run on this model goes on, because the two would mix.
         """
-        before = None if self._last_call is None else self._last_call()
-        self._last_call = None if call is None else weakref.ref(call)
+        attachment = self._attachment()
+        assert attachment is not None  # it lives in the model
+        model: Any = attachment.model
+        call = pipeline_call(model)
+        run = self.session.runs.current(call)
+        before, self._last = self._last, (weakref.ref(run), None if call is None else weakref.ref(call))
         if not getattr(model, "is_cache_enabled", False):
             return
-        if is_running(model, elsewhere=True) or (before is not None and before is not call and is_going_on(before)):
+        of = None if before is None or before[1] is None else before[1]()
+        if runs_elsewhere(model) or (of is not None and of is not call and is_going_on(of)):
             raise PatchError(
                 f"two runs at once on one {type(model).__name__} would mix in its step cache, whose state lies on the"
                 " model; run one after the other, give each a transformer of its own, or leave the cache out"
             )
+        if before is not None and before[0]() is not run:
+            model._reset_stateful_cache()

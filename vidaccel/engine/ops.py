@@ -125,3 +125,6 @@ def reorder(
 @reorder.register_fake
 def _(x: torch.Tensor, handle: torch.Tensor, after: torch.Tensor | None, dim: int, back: bool = False) -> torch.Tensor:
     return x.new_empty(x.shape)
+
+
+reorder.register_autograd(_no_gradient)

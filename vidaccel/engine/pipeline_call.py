@@ -22,7 +22,7 @@ from torch import nn
 from ..errors import PatchError
 from .unwrap import unwrapped
 
-__all__ = ["PipelineCall", "check_idle", "is_going_on", "is_running", "pipeline_call"]
+__all__ = ["PipelineCall", "check_idle", "is_going_on", "pipeline_call", "runs_elsewhere"]
 
 _MARK = "_vidaccel_call"
 
@@ -89,13 +89,13 @@ def check_idle(pipe: Any, models: Sequence[nn.Module], what: str) -> None:
                 )
 
 
-def is_running(module: nn.Module, *, elsewhere: bool = False) -> bool:
-    """Whether a forward pass of the module goes on in this thread; ``elsewhere``: in another one."""
+def runs_elsewhere(module: nn.Module) -> bool:
+    """Whether a forward pass of the module goes on in another thread."""
     mine = threading.get_ident()
-    threads = [top for thread, top in sys._current_frames().items() if (thread != mine) == elsewhere]
     return any(
         frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module
-        for top in threads
+        for thread, top in sys._current_frames().items()
+        if thread != mine
         for frame in _stack(top)
     )
 

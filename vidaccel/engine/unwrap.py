@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-__all__ = ["unwrapped", "wrappers_of"]
+__all__ = ["unwrapped"]
 
 #: Class of a wrapper -> where it keeps the module. Matched by name, so that nothing is imported for it.
 _INSIDE = {
@@ -29,14 +28,6 @@ def _inside(part: Any) -> nn.Module | None:
             if inner is not None:
                 return inner
     return None
-
-
-def wrappers_of(part: Any) -> Iterator[nn.Module]:
-    """The wrappers around a module, the outermost first."""
-    inner = _inside(part)
-    while inner is not None:
-        yield part
-        part, inner = inner, _inside(inner)
 
 
 def unwrapped(part: Any) -> Any:

@@ -94,7 +94,7 @@ class Family(ABC):
         return 0
 
     def timestep(self, call: Mapping[str, Any], scheduler: Any) -> torch.Tensor | float:
-        """The call's noise level on a scale from 0 to the schedule's length.
+        """The call's timestep as the scheduler counts it, see :mod:`vidaccel.engine.noise_level`.
 
         Raises:
             PatchError: if the model is called without an argument of that name.
@@ -102,7 +102,7 @@ class Family(ABC):
         if "timestep" not in call:
             raise PatchError(
                 f"a model of the family {self.name!r} was called without `timestep` (it got {', '.join(call)});"
-                " override Family.timestep to say where its noise level is"
+                " override Family.timestep to say where it is"
             )
         return call["timestep"]  # type: ignore[no-any-return]
 

@@ -2,13 +2,12 @@
 
 ``copy.deepcopy`` asks an object for ``__deepcopy__`` and finds ours on the patched instance. It copies the model
 without anything that ``patch`` put there, and patches the copy in the same way. Parts of it that are copied alone (a
-block, a processor) come out unpatched, and pickling is refused.
+block, a processor) come out unpatched.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from ..engine.attachment import Attachment, NotPickled
 from ..engine.session import Session
-from ..errors import PatchError, VidaccelWarning
+from ..errors import PatchError
 from .trained import attach, attached
 
 __all__ = ["watch_copies"]
@@ -25,20 +24,19 @@ __all__ = ["watch_copies"]
 Patch = Callable[[nn.Module, str, Session], Attachment]
 
 
-def watch_copies(attachment: Attachment, patch: Patch | None) -> None:
-    """From now on copies of the model are right, and pickling it is refused.
+def watch_copies(attachment: Attachment, patch: Patch) -> None:
+    """From now on copies of the model are right. (Pickling is refused by what hangs on it.)
 
     Args:
-        patch: patches a copy; ``None`` where it stays unpatched, with a warning.
+        patch: patches a copy.
     """
     attachment.set_attribute(attachment.model, "__deepcopy__", _Copier(attachment, patch))
-    attachment.set_attribute(attachment.model, "__reduce_ex__", attachment.__reduce_ex__)
 
 
 class _Copier(NotPickled):
     """``__deepcopy__`` of a patched model."""
 
-    def __init__(self, attachment: Attachment, patch: Patch | None) -> None:
+    def __init__(self, attachment: Attachment, patch: Patch) -> None:
         self._attachment, self._patch = attachment, patch
 
     def __call__(self, memo: dict[int, Any]) -> nn.Module:
@@ -47,13 +45,6 @@ class _Copier(NotPickled):
         _check(attachment)
         made = _unpatched(attachment, memo)
         if session.closed:
-            return made
-        if self._patch is None:
-            warnings.warn(
-                f"a copy of {attachment.name}, which a wrapper is around, is not patched; call vidaccel.patch on it",
-                VidaccelWarning,
-                stacklevel=2,
-            )
             return made
         own = session.copied(memo)
         trained = {attachment.name: attached(session, model, attachment.name)}

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..engine.attachment import Attachment, NotPickled
+from ..engine.capture import refuse_tracing
 from ..engine.context import PatchedTransformer
 from ..engine.gate import ForwardGate
 from ..engine.handles import SITES
@@ -31,18 +32,12 @@ from .redirect import SparseProcessor
 
 __all__ = ["patch_transformer"]
 
-#: Wrappers that call ``forward`` of the module inside, past its hooks: peft's tuners.
-_PAST_HOOKS = "BaseTuner"
 
-
-def patch_transformer(
-    family: Family, model: nn.Module, name: str, session: Session, wrappers: Sequence[nn.Module] = ()
-) -> Attachment:
+def patch_transformer(family: Family, model: nn.Module, name: str, session: Session) -> Attachment:
     """Patches one transformer; every change is registered for undo as soon as it is made.
 
     Args:
         name: the pipeline's name for it.
-        wrappers: what is around the model.
 
     Raises:
         PatchError: if the model has no module where the family says that the attention is.
@@ -50,19 +45,16 @@ def patch_transformer(
     """
     layers = _layers(family, model, name)
     attachment = session.attach(model, name)
-    transformer = PatchedTransformer(name, joint=family.joint)
-    gate = ForwardGate(attachment, transformer, separate_guidance=family.separate_guidance)
-    gate.ranks = partial(_ranks, model)
+    transformer = PatchedTransformer(name, joint=family.joint, separate_guidance=family.separate_guidance)
+    gate = ForwardGate(attachment, transformer)
+    gate.ranks = _ranks
     _name_passes(model, gate, attachment)
 
-    outer = [wrapper for wrapper in wrappers if _is_a(wrapper, _PAST_HOOKS)]
-    names = _argument_names(model)
     gate.notes_output, reorders = needs_curvature(session.plan), not session.plan.is_dense
     gate.hooks = f"watches={gate.notes_output}, {reorders=}"
-    for module in (model, *outer):
-        enter = partial(_enter, gate, family, model, names)
-        attachment.add_hook(module.register_forward_pre_hook(enter, with_kwargs=True))
-        attachment.add_hook(module.register_forward_hook(partial(_leave, gate), always_call=True))
+    enter = partial(_enter, gate, family, model, _argument_names(model))
+    attachment.add_hook(model.register_forward_pre_hook(enter, with_kwargs=True))
+    attachment.add_hook(model.register_forward_hook(partial(_leave, gate), always_call=True))
     if reorders:  # a dense plan touches no token, so its output is bit-identical
         for handle in family.order_hooks(model, TokenOrder(gate)):
             attachment.add_hook(handle)
@@ -90,7 +82,7 @@ def patch_transformer(
             VidaccelWarning,
             stacklevel=3,
         )
-    watch_copies(attachment, None if outer else partial(patch_transformer, family))
+    watch_copies(attachment, partial(patch_transformer, family))
     session.not_patched += skipped
     session.not_patched += [
         {"module": f"{name}.{entry['module']}", "reason": entry["reason"]} for entry in family.left_alone(model)
@@ -108,14 +100,15 @@ def _enter(
     kwargs: dict[str, Any],
 ) -> None:
     """Forward pre-hook of a transformer."""
+    refuse_tracing()  # before it is told that the sizes are tensors
     call = {**dict(zip(names, args, strict=False)), **kwargs}
     level = family.timestep(call, gate.scheduler)
-    gate.enter(module, level, family.grid(model, call), family.tiles_once(model, call), family.before(model, call))
+    gate.enter(level, family.grid(model, call), family.tiles_once(model, call), family.before(model, call))
 
 
 def _leave(gate: ForwardGate, module: nn.Module, args: Any, output: Any) -> None:
     """Forward hook of a transformer, called also if it failed."""
-    gate.leave(module, output if output is None or isinstance(output, torch.Tensor) else output[0])
+    gate.leave(output if output is None or isinstance(output, torch.Tensor) else output[0])
 
 
 def _argument_names(model: nn.Module) -> list[str]:
@@ -163,10 +156,6 @@ def _replacement(family: Family, original: Any) -> SparseProcessor:
     return family.processor(original)
 
 
-def _is_a(module: nn.Module, name: str) -> bool:
-    return any(cls.__name__ == name for cls in type(module).__mro__)
-
-
 class _NamedPasses(NotPickled):
     """Stands in for ``model.cache_context``, and notes the names given to it."""
 
@@ -177,10 +166,12 @@ class _NamedPasses(NotPickled):
         return self  # a copy of the model drops it
 
     def __call__(self, name: str, **kwargs: Any) -> AbstractContextManager[Any]:
-        blocks = ExitStack()
-        blocks.enter_context(self._gate.passes.block(name, kwargs.get("step_index")))
-        blocks.enter_context(self._original(name, **kwargs))
-        return blocks
+        if not self._gate.session.closed:
+            self._gate.begin_cache()
+        with ExitStack() as blocks:
+            blocks.enter_context(self._gate.passes.block(name, kwargs.get("step_index")))
+            blocks.enter_context(self._original(name, **kwargs))
+            return blocks.pop_all()
 
 
 def _name_passes(model: nn.Module, gate: ForwardGate, attachment: Attachment) -> None:

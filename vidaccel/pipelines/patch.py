@@ -20,7 +20,7 @@ from ..engine.guard import Guard
 from ..engine.pipeline_call import check_idle
 from ..engine.prepare import check_plan
 from ..engine.session import Session
-from ..engine.unwrap import unwrapped, wrappers_of
+from ..engine.unwrap import unwrapped
 from ..errors import (
     AlreadyPatchedError,
     ConfigError,
@@ -56,11 +56,10 @@ _SESSION = "_vidaccel_session"
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """A transformer of a pipeline: its name there, the module, what is around it, and what is known of it."""
+    """A transformer of a pipeline: its name there, the module inside what may be around it, and what is known of it."""
 
     name: str
     model: nn.Module
-    wrappers: tuple[nn.Module, ...]
     kind: Family | DenseOnly
 
 
@@ -148,7 +147,7 @@ def patch(
             if isinstance(part.kind, DenseOnly):
                 _leave_dense(part.kind, part, session, refuse=strict and not found)
                 continue
-            attachment = patch_transformer(part.kind, part.model, part.name, session, part.wrappers)
+            attachment = patch_transformer(part.kind, part.model, part.name, session)
             attach(attachment, [site for site in session.sites if site.transformer.name == part.name], trained)
             if resolved.linear is not None:
                 _quantise(attachment, part.kind, resolved.linear, device)
@@ -228,7 +227,7 @@ def _find(pipe: Any, transformer: str | None = None) -> list[_Found]:
         model = unwrapped(part)
         kind = (family_of(model) or dense_only_of(model)) if isinstance(model, nn.Module) else None
         if kind is not None:
-            found.setdefault(id(model), _Found(name, model, tuple(wrappers_of(part)), kind))
+            found.setdefault(id(model), _Found(name, model, kind))
     if not found:
         for known in DENSE_ONLY:  # an image model that only this pipeline turns into a video model
             if type(pipe).__name__ in known.pipelines:
