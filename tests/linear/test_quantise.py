@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -309,3 +311,22 @@ def test_on_a_gpu_weights_wait_on_the_cpu(precision: str) -> None:
     assert float((found - exact).float().norm() / exact.float().norm()) < (0.02 if precision == "int8" else 0.06)
     steps.pop()()
     assert linear.weight is weight and weight.device.type == "cuda" and torch.equal(weight.cpu(), bits)
+
+
+@pytest.mark.parametrize("what", ["transformer", "pipeline"])
+def test_saving_and_copying_are_refused_in_words(pipe: Any, what: str, tmp_path: Path) -> None:
+    """The file would hold 8-bit weights that no ``from_pretrained`` reads, and a copy could not be undone."""
+    session = vidaccel.patch(pipe, "dense", linear="int8")
+    part = getattr(pipe, what, pipe)
+    with pytest.raises(
+        vidaccel.PatchError, match=r"transformer cannot be saved while its Linears are quantized: .* unp"
+    ):
+        part.save_pretrained(tmp_path / "out")
+    with pytest.raises(
+        vidaccel.PatchError, match="transformer cannot be copied as it is, because it has quantized Lin"
+    ):
+        copy.deepcopy(part)
+    assert not session.closed
+    vidaccel.unpatch(pipe)
+    part.save_pretrained(tmp_path / "out")
+    copy.deepcopy(part)

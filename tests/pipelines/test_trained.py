@@ -191,6 +191,19 @@ def test_presets(name: str) -> None:
     assert session.report().calls == 12
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_the_layers_input_goes_to_rules_that_ask_for_it(asks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(Coarse, "needs_hidden", asks)
+    monkeypatch.setattr(
+        Coarse, "attend", lambda self, call: seen.append(call.heads.hidden is not None) or call.sparse()
+    )
+    pipe = CASE.make()
+    vidaccel.patch(pipe, plan("coarse"), weights=gates(), strict=True)
+    CASE.run(pipe)
+    assert seen == [asks] * 12
+
+
 # -- offloading and compiling -----------------------------------------------------------------------------------------
 
 

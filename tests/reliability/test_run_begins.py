@@ -59,14 +59,17 @@ def test_an_interrupted_run_leaves_nothing_to_the_next(plan: Plan, passes: int) 
     assert [moment.step for moment in found] == [0, 0, 1, 1, 2, 2]
 
 
-def test_calls_of_one_step_are_runs_of_their_own() -> None:
+@pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["one pass", "two passes"])
+def test_calls_of_one_step_are_runs_of_their_own(guidance: float) -> None:
+    """All passes of all calls are at one noise level."""
     pipe, session = patched(I2V, ONE_BRANCH, strict=True)
     counts = []
     for _ in range(3):
         session.reset_stats()
-        I2V.run(pipe, num_inference_steps=1)
+        I2V.run(pipe, num_inference_steps=1, true_cfg_scale=guidance)
         counts.append(session.report().sparse_calls)
-    assert counts == [counts[0]] * 3 and counts[0] > 0
+    layers = len(session.report().layers)
+    assert counts == [layers] * 3
 
 
 def test_heuns_second_evaluation_is_no_other_branch() -> None:
