@@ -319,12 +319,10 @@ def test_saving_and_copying_are_refused_in_words(pipe: Any, what: str, tmp_path:
     session = vidaccel.patch(pipe, "dense", linear="int8")
     part = getattr(pipe, what, pipe)
     with pytest.raises(
-        vidaccel.PatchError, match=r"transformer cannot be saved while its Linears are quantized: .* unp"
+        vidaccel.PatchError, match=r"cannot be saved while its Linears are quantized: .*unpatch\(pipe\)"
     ):
         part.save_pretrained(tmp_path / "out")
-    with pytest.raises(
-        vidaccel.PatchError, match="transformer cannot be copied as it is, because it has quantized Lin"
-    ):
+    with pytest.raises(vidaccel.PatchError, match="cannot be copied as it is, because it has quantized Linears"):
         copy.deepcopy(part)
     assert not session.closed
     vidaccel.unpatch(pipe)
