@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.zoo import cogvideox, hunyuan_video
 from tests.zoo.case import Case
 from vidaccel import PatchError, StrictError
 from vidaccel.configs.presets import preset_names
+from vidaccel.engine import host
+from vidaccel.engine.attend import attend
 from vidaccel.engine.parallel import Ranks, ranks_of
 from vidaccel.engine.prepare import HeadShare
 
@@ -153,7 +156,7 @@ def test_text_in_the_video_attention_runs_dense_with_the_reason(
     case: Case, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No model of diffusers splits such a sequence by itself; a user can tell it how."""
-    monkeypatch.setattr("vidaccel.patchers.base.ranks_of", lambda parallel: Ranks(None, 0, 1, 1, False))
+    monkeypatch.setattr("vidaccel.patchers.patching.ranks_of", lambda parallel: Ranks(None, 0, 1, 1, False))
     pipe = case.make()
     plain = case.run(pipe)
     session = vidaccel.patch(pipe, plan(HEADS[:1]))
@@ -169,13 +172,13 @@ def test_text_in_the_video_attention_runs_dense_with_the_reason(
     # one follows the outputs of a whole model, the other needs trained gates
     [name for name in preset_names() if name not in ("pasa", "seer")],
 )
-def test_every_preset_computes_each_head_by_itself(preset: str) -> None:
+def test_every_preset_computes_each_head_by_itself(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a rank could not compute some heads without the others."""
     calls = [[torch.randn(2, 5 * 7 * 9 + 6, 4, 16) for _ in range(3)] for _ in range(2)]
 
     def run(share: HeadShare | None) -> torch.Tensor:
         attention = vidaccel.Attention(preset)
-        attention._site("transformer", 1).share = share
+        monkeypatch.setattr(host, "attend", partial(attend, share=share))
         cut = slice(None) if share is None else slice(share.first, share.first + share.count)
         levels = zip(calls, (0.6, 0.4), strict=True)
         outs = [attention(*(x[:, :, cut] for x in c), grid=GRID, noise_level=n, layer=1) for c, n in levels]

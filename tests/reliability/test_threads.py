@@ -223,3 +223,31 @@ def test_every_preset_remembers_by_run() -> None:
         with ThreadPoolExecutor(2) as pool:
             found = list(pool.map(together, runs, others))
         assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True)), name
+
+
+def test_attention_without_a_model_in_two_threads() -> None:
+    """Two generations of one ``vidaccel.Attention``, at two sizes, layer by layer and step by step."""
+    grids, levels = ((3, 4, 6), (3, 6, 4)), (0.9, 0.6, 0.3)
+
+    def generate(attention: vidaccel.Attention, grid: tuple[int, int, int]) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(grid[1])
+        x = torch.randn(1, 72, 2, 16, generator=draw)
+        for level in levels:
+            for layer in range(3):
+                for branch in ("cond", "uncond"):  # which take turns in each layer
+                    x = attention(x, x, x, grid=grid, noise_level=level, layer=layer, branch=branch)
+        return x
+
+    alone = [generate(vidaccel.Attention(REMEMBERS), grid) for grid in grids]
+    attention = vidaccel.Attention(REMEMBERS)
+    for _ in range(3):
+        start = threading.Barrier(2)
+
+        def run(grid: tuple[int, int, int], start: threading.Barrier = start) -> torch.Tensor:
+            attention.new_run()
+            start.wait(timeout=60)
+            return generate(attention, grid)
+
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(run, grids))
+        assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .gradient import without_gradient
+
 __all__ = ["attention_with_lse", "explicit_attention"]
 
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
@@ -24,13 +26,16 @@ def attention_with_lse(
         scale: multiplies q k^T.
 
     Returns:
-        The output [N,H,Lq,D] in q's dtype and the natural-log LSE, float32 (float64 for float64) [N,H,Lq].
+        The output [N,H,Lq,D] in q's dtype and the natural-log LSE, float32 (float64 for float64) [N,H,Lq]. The LSE has
+        no gradient, because those of torch's kernels carry none: what is merged by it would have a wrong one.
     """
     if q.device.type == "cpu" and q.dtype in _CPU_DTYPES:
-        return _cpu_flash(q, k, v, scale)
-    if q.device.type == "cuda" and q.dtype in (*_FLASH_DTYPES, torch.float32):
-        return _cuda(q, k, v, scale)
-    return explicit_attention(q, k, v, scale)
+        out, lse = _cpu_flash(q, k, v, scale)
+    elif q.device.type == "cuda" and q.dtype in (*_FLASH_DTYPES, torch.float32):
+        out, lse = _cuda(q, k, v, scale)
+    else:
+        out, lse = explicit_attention(q, k, v, scale)
+    return out, without_gradient(lse, q, k)
 
 
 def _cpu_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:

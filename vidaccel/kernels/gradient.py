@@ -1,4 +1,4 @@
-"""Sparse attention has no gradient yet: asking for one is an error, where some kernels would give a wrong one."""
+"""Where sparse attention has no gradient yet: asking for it is an error, where the answer would be wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ..errors import KernelError
 
-__all__ = ["NO_GRADIENT", "forward_only"]
+__all__ = ["NO_GRADIENT", "forward_only", "without_gradient"]
 
 NO_GRADIENT = (
     "vidaccel's attention has no gradient yet; run it under torch.no_grad(), and call vidaccel.unpatch(pipe) before"
@@ -32,21 +32,25 @@ class _ForwardOnly(torch.autograd.Function):
         raise KernelError(NO_GRADIENT)
 
 
-def forward_only(kernel: _F) -> _F:
-    """A kernel ``f(q, k, v, ...)`` that raises :class:`KernelError` when a gradient is asked through its outputs.
+def without_gradient(out: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    """``out``, through which no gradient reaches what it was computed from: asking for one is an error.
 
-    Running it forward is no error: weights that no optimizer will touch ask for gradients, too.
+    Computing it is none. Weights that no optimizer will touch ask for gradients, too.
     """
+    if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs):
+        return out
+    return cast(torch.Tensor, _ForwardOnly.apply(out.detach(), *inputs))
+
+
+def forward_only(kernel: _F) -> _F:
+    """A kernel ``f(q, k, v, ...)`` that raises :class:`KernelError` when a gradient is asked through its outputs."""
 
     @wraps(kernel)
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        inputs = [x for x in (q, k, v) if isinstance(x, torch.Tensor) and x.requires_grad]
-        if not inputs or not torch.is_grad_enabled():
-            return kernel(q, k, v, *args, **kwargs)
         with torch.no_grad():
             found = kernel(q, k, v, *args, **kwargs)
         if isinstance(found, tuple):
-            return tuple(_ForwardOnly.apply(out, *inputs) for out in found)
-        return _ForwardOnly.apply(found, *inputs)
+            return tuple(without_gradient(out, q, k, v) for out in found)
+        return without_gradient(found, q, k, v)
 
     return cast(_F, run)

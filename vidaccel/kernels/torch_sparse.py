@@ -27,7 +27,6 @@ from ..pooling import block_means, log_block_sizes
 from ..types import PRECISIONS, Precision
 from .contract import AttentionResult, KernelRequest, Skips, check_inputs
 from .dense import attention_with_lse
-from .gradient import forward_only
 from .merge import merge
 from .partial import PartialPlan, masked_attention, partial_plan
 from .schedule import Group, Schedule, schedule
@@ -59,7 +58,6 @@ def why_not(request: KernelRequest) -> str | None:
     return None
 
 
-@forward_only
 def block_sparse_attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -16,7 +16,6 @@ from ..variablemask import VariableBlockMask, block_of_token
 from . import kmeans
 from .contract import AttentionResult, Skips, check_tensors
 from .dense import attention_with_lse
-from .gradient import forward_only
 from .kmeans import Means
 from .merge import merge
 from .tail import pooled_tail
@@ -24,7 +23,6 @@ from .tail import pooled_tail
 __all__ = ["check_call", "oracle", "variable_block_attention", "variable_means"]
 
 
-@forward_only
 def variable_block_attention(
     q: torch.Tensor,
     k: torch.Tensor,
