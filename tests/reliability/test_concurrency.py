@@ -16,6 +16,8 @@ import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatchError, PatternSpec, Plan, Rule, TileShape
 
+pytestmark = pytest.mark.full
+
 T2V = CASES[0]
 PLANS = {
     "window": HeadPolicy(PatternSpec.make("sliding_tile", window=[1, 1, 1]), compensation="pooled_tail"),
