@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..engine.stats import Report
     from ..pipelines.batch import Clip
     from ..pipelines.caches import Cache
+    from ..pipelines.frame_rate import FrameRate
     from ..pipelines.generate import Generation, Request
 
 
@@ -89,13 +90,15 @@ def generate(
     trained = opt.read_weight_files(weights)
     picture = opt.read_image(image)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
+    from ..pipelines.frame_rate import FrameRate
     from ..pipelines.generate import Request
     from ..pipelines.patch import patch
 
     arguments = opt.call_arguments(opened, context, picture)
     requests = [Request(text, seed + number, arguments) for number, text in enumerate(texts)]
     session = patch(opened.pipe, chosen, strict=strict, allow_mismatch=allow_mismatch, weights=trained)
-    work = _Work(opened, chosen, session, stepping, num_frames, opened.fps if fps is None else fps)
+    rate = opened.frame_rate(arguments) if fps is None else FrameRate(fps)
+    work = _Work(opened, chosen, session, stepping, num_frames, rate)
     if team is None:
         opened.pipe.set_progress_bar_config(desc="generating", disable=None)  # None: only where there is a terminal
         typer.echo(work.make(requests[0], target)[1])
@@ -110,7 +113,7 @@ def generate(
 
     loras, parts = list(lora or ()), list(weights or ())
     settings: dict[str, Any] = {"model": opened.name, "dtype": dtype, "loras": loras, "weights": parts}
-    settings |= {"cache": cache, "fps": work.fps}
+    settings |= {"cache": cache, "fps": rate.fps}
     try:
         make_all(clips_of(requests, folder, about(chosen, settings)), team, folder, make)
     finally:
@@ -126,7 +129,7 @@ class _Work:
     session: Session
     cache: Cache | None
     num_frames: int | None
-    fps: float
+    rate: FrameRate
 
     def make(self, request: Request, target: Path, **more: Any) -> tuple[dict[str, Any], str]:
         """Generates a clip and writes it and its .json; returns its figures, and all that is to be told about it."""
@@ -140,8 +143,8 @@ class _Work:
             made = generate(self.opened.pipe, request)
         report = self.session.report()
         notes = self._notes(made, request, report)
-        write_video(target, made.frames, self.fps)
-        content = {"file": target.name, "fps": self.fps, "plan": self.plan.name, "model": self.opened.name}
+        write_video(target, made.frames, self.rate.fps)
+        content = {"file": target.name, "fps": self.rate.fps, "plan": self.plan.name, "model": self.opened.name}
         content |= {"cache": self.plan.cache if self.cache is None else str(self.cache)}
         content |= {"linear": None if self.plan.linear is None else str(self.plan.linear)}
         content |= {**made.settings, "seconds": made.seconds, "notes": notes, "report": report.to_dict()}
@@ -159,6 +162,7 @@ class _Work:
 
         count, rows, columns, _ = made.frames.shape
         notes = [note for note in (even_size_note(rows, columns), frames_note(self.num_frames, count)) if note]
+        notes += [] if self.rate.note is None else [self.rate.note]
         notes += unknown_words(self.opened.pipe, request.prompt)
         if not (self.plan.is_dense or report.sparse_calls or report.fallbacks):
             notes.append(

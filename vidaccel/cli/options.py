@@ -16,6 +16,7 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..configs.plan import Plan
     from ..pipelines.caches import Cache
+    from ..pipelines.frame_rate import FrameRate
 
 #: Headings of the help.
 MODEL, VIDEO, PLAN, OUTPUT = "Model", "Video (as in the pipeline's call)", "Plan", "Output"
@@ -105,13 +106,19 @@ class Opened:
         pipe: the pipeline.
         name: folder or hub id, as given; ``"demo"`` for the shipped model.
         defaults: call arguments of this model, for what the user leaves out.
-        fps: frames per second its videos are meant to be played at.
+        fps: frames per second of its videos, where neither its call nor its family says.
     """
 
     pipe: Any
     name: str
     defaults: Mapping[str, Any]
-    fps: float
+    fps: float | None = None
+
+    def frame_rate(self, arguments: Mapping[str, Any]) -> FrameRate:
+        """The rate of what the pipeline makes of these arguments."""
+        from ..pipelines.frame_rate import FrameRate, frame_rate
+
+        return frame_rate(self.pipe, arguments) if self.fps is None else FrameRate(self.fps)
 
 
 def read_plan(name: str) -> Plan:
@@ -180,8 +187,7 @@ def open_pipeline(
     if compile:
         compile_transformers(pipe)
     defaults = dict(DEFAULTS) if is_demo else {}
-    fps = float(defaults.pop("fps", 16))
-    return Opened(pipe, "demo" if is_demo else name, defaults, fps)
+    return Opened(pipe, "demo" if is_demo else name, defaults, defaults.pop("fps", None))
 
 
 #: Options that go to the pipeline's call as they are.

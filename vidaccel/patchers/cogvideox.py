@@ -29,6 +29,7 @@ class CogVideoXFamily(Family):
     joint = True
     dense = (("perceiver_cross_attention", "ConsisID's cross-attention to the face"),)
     separate_guidance = False
+    fps = 8.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         patch, patch_t = model.config.patch_size, getattr(model.config, "patch_size_t", None) or 1
