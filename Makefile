@@ -7,10 +7,8 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 CHECKED := vidaccel tests $(wildcard benchmarks examples)
 TYPED := vidaccel $(wildcard benchmarks examples)
-# The first gives the verdict: all results, and with GATE=all, for a nightly run, the machine code of every launch
-# configuration (6 minutes). The newest runs representative tests. FULL=1 runs everything on both.
+# the oldest supported Triton and the newest
 TRITONS := 3.6.0 3.9.0
-GATE ?= representative
 FUZZ_CASES ?= 10000
 FUZZ_SEED ?= $(shell date +%Y%m%d)
 # the oldest supported diffusers, and what it needs beyond constraints.txt
@@ -20,19 +18,22 @@ OLD_NEEDS := httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 anyio==4.16.0 certifi==20
 # libraries that quantise Linears: beside the environment, because diffusers imports torchao, which takes seconds
 QUANTISERS := torchao bitsandbytes gguf
 
-.PHONY: help venv demo test test-python test-kernels test-diffusers test-linear fuzz package lint types format bench clean
+.PHONY: help venv demo check test test-all test-python test-kernels test-diffusers test-linear fuzz package lint style types \
+	format bench clean
 
 help:
-	@echo "make venv    the environment in $(VENV), with the versions of constraints.txt"
-	@echo "make demo    one clip, dense and accelerated, and a table that compares them: outputs/demo.mp4"
-	@echo "make test    all tests, which are: test-python, test-kernels (the Triton kernels on a CPU: their results, and"
-	@echo "             their machine code for GPUs that are not here), test-diffusers (the families on the oldest diffusers), test-linear (with"
-	@echo "             the libraries that quantise Linears)"
-	@echo "             GATE=all compiles every launch configuration, FULL=1 runs everything on the newest Triton too"
-	@echo "make fuzz    10,000 random attention calls against float64 (20 minutes; FUZZ_SEED=7 for other ones): for the night"
-	@echo "make package builds wheel and sdist, installs each in a clean environment and uses it (minutes, downloads)"
-	@echo "make lint    style and types (ruff, mypy); make format repairs the style"
-	@echo "make bench   attention on the CPU against dense, correctness first"
+	@echo "make venv      the environment in $(VENV), with the versions of constraints.txt"
+	@echo "make demo      one clip, dense and accelerated, and a table that compares them: outputs/demo.mp4"
+	@echo "make check     style, types and the core tests, for each change (3 minutes on 2 cores)"
+	@echo "make test      what a user needs to trust the package: more tests, and the kernels on Triton's interpreter and"
+	@echo "               as machine code for GPUs that are not here (10 minutes)"
+	@echo "make test-all  every test in every environment, which are: test-python, test-kernels (on the oldest Triton and"
+	@echo "               the newest), test-diffusers (the families on the oldest diffusers), test-linear (with the"
+	@echo "               libraries that quantise Linears)"
+	@echo "make fuzz      10,000 random attention calls against float64 (20 minutes; FUZZ_SEED=7 for other ones): for the night"
+	@echo "make package   builds wheel and sdist, installs each in a clean environment and uses it (minutes, downloads)"
+	@echo "make lint      style and types (ruff, mypy); make format repairs the style"
+	@echo "make bench     attention on the CPU against dense, correctness first"
 
 venv: $(STAMP)
 
@@ -47,7 +48,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/vidaccel demo
 
-test: test-python test-kernels test-diffusers test-linear
+# Three tiers, by the marks of the tests: no mark, @pytest.mark.full and @pytest.mark.slow. The kernels' tests have
+# their own: those marked representative reach every kernel and precision.
+check: lint
+	@$(BIN)/python -m pytest -n $(JOBS) -m "not full and not slow"
+
+test: test-most test-kernels-most
+
+test-all: test-python test-kernels test-diffusers test-linear
+
+test-most: $(STAMP)
+	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 test-python: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS)
@@ -59,17 +70,24 @@ test-python: $(STAMP)
 	@touch $@
 
 # one process for results, on the interpreter, and one for machine code: Triton reads TRITON_INTERPRET once
-test-kernels: $(TRITONS:%=.venv-triton-%/.installed)
-	@set -e; for triton in $(TRITONS); do \
-		export PYTHONPATH=.venv-triton-$$triton OMP_NUM_THREADS=1; \
-		results="-m representative"; gate="-m representative"; \
-		if [ $$triton = $(firstword $(TRITONS)) ]; then results=""; [ $(GATE) != all ] || gate=""; fi; \
-		if [ -n "$(FULL)" ]; then results=""; gate=""; fi; \
-		echo "kernels on the interpreter of Triton $$triton"; \
-		TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) $$results tests/kernels/triton/interpreter; \
-		echo "machine code by Triton $$triton"; \
-		$(BIN)/python -m pytest -n $(JOBS) $$gate tests/kernels/triton/gate; \
-	done
+KERNELS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+RESULTS := tests/kernels/triton/interpreter
+CODE := tests/kernels/triton/gate
+
+test-kernels: $(TRITONS:%=test-results-%) $(TRITONS:%=test-code-%)
+
+test-results-%: .venv-triton-%/.installed
+	@echo "kernels on the interpreter of Triton $*"
+	@PYTHONPATH=.venv-triton-$* TRITON_INTERPRET=1 $(KERNELS) $(RESULTS)
+
+test-code-%: .venv-triton-%/.installed
+	@echo "machine code by Triton $*"
+	@PYTHONPATH=.venv-triton-$* $(KERNELS) $(CODE)
+
+test-kernels-most: .venv-triton-$(firstword $(TRITONS))/.installed
+	@echo "kernels on the interpreter of Triton $(firstword $(TRITONS)), then their machine code"
+	@PYTHONPATH=$(<D) TRITON_INTERPRET=1 $(KERNELS) -m representative $(RESULTS)
+	@PYTHONPATH=$(<D) $(KERNELS) -m representative $(CODE)
 
 .venv-diffusers-%/.installed: $(STAMP)
 	@echo "installing diffusers $* in $(@D)"
@@ -89,18 +107,19 @@ test-linear: .venv-quantisers/.installed
 	@echo "with $(QUANTISERS)"
 	@PYTHONPATH=.venv-quantisers $(BIN)/python -m pytest -n $(JOBS) tests/linear tests/reliability/test_quantised_linears.py
 
-# make test runs the first 500 cases of seed 0; the night takes others each time and prints its seed
+# make test-all runs the first 500 cases of seed 0; the night takes others each time and prints its seed
 fuzz: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.fuzz --cases $(FUZZ_CASES) --seed $(FUZZ_SEED)
 
-# not in make test: it downloads every dependency into two clean environments
+# not in make test-all: it downloads every dependency into two clean environments
 package: $(STAMP)
 	@$(BIN)/python -m tests.reliability.package
 
-lint: $(STAMP)
+lint: style types
+
+style: $(STAMP)
 	@$(BIN)/ruff check $(CHECKED)
 	@$(BIN)/ruff format --check $(CHECKED)
-	@$(MAKE) --no-print-directory types
 
 types: $(STAMP)
 	@$(BIN)/mypy $(TYPED)

@@ -12,6 +12,8 @@ import pytest
 
 import vidaccel
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(vidaccel.__file__).parents[1]
 
 

@@ -20,6 +20,7 @@ KEY = ("plan", "cache", "prompt", "seed")
 SMALL = {"height": 48, "width": 64, "num_frames": 17, "num_inference_steps": 6, "max_sequence_length": 16}
 
 
+@pytest.mark.full
 def test_rows_are_made_once_and_tabled(tmp_path: Path) -> None:
     path, pipe = tmp_path / "rows.json", tiny_wan()
     requests = [Request(text, seed, SMALL) for seed, text in enumerate(("a red ball", "a blue cat"))]

@@ -33,6 +33,8 @@ from vidaccel.errors import ConfigError
 from vidaccel.pipelines.generate import Request, generate
 from vidaccel.types import TileShape
 
+pytestmark = pytest.mark.full
+
 SMALL = {"height": 48, "width": 64, "num_frames": 17, "num_inference_steps": 4, "max_sequence_length": 16}
 REQUESTS = [Request(text, seed, SMALL) for seed, text in enumerate(("a red ball", "a blue cat"))]
 SPECS = (

@@ -15,6 +15,8 @@ from vidaccel.calibration import solve as solver
 from vidaccel.calibration.solve import Frontier, Solution, Unit, frontier, solve
 from vidaccel.errors import ConfigError
 
+pytestmark = pytest.mark.full
+
 # few distinct values, so that ties and collinear points are common
 ERRORS = st.one_of(st.integers(0, 6).map(float), st.floats(0, 10).map(lambda x: round(x, 3)), st.just(math.inf))
 COSTS = st.one_of(st.integers(0, 6).map(float), st.floats(0, 10).map(lambda x: round(x, 3)))

@@ -18,6 +18,8 @@ from tests.cli.conftest import SMALL
 from tests.cli.test_generate import frames_of
 from vidaccel.errors import StrictError
 
+pytestmark = pytest.mark.full
+
 PROMPTS = ["a red ball", "a blue cat, surfing!", "a green dog"]
 NAMES = ["001-a-red-ball", "002-a-blue-cat-surfing", "003-a-green-dog"]
 

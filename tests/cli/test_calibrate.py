@@ -13,6 +13,8 @@ import pytest
 from vidaccel.calibration.cost import Costs
 from vidaccel.configs.artifact import load_plan
 
+pytestmark = pytest.mark.full
+
 CANDIDATES = """
 name: few
 summary: for tests

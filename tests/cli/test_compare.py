@@ -12,6 +12,8 @@ import pytest
 
 from vidaccel.quality import BANDS
 
+pytestmark = pytest.mark.full
+
 PLAN = """
 name: window
 tile: [1, 1, 2]

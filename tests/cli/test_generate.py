@@ -68,7 +68,7 @@ def test_every_preset_runs_and_reports(
     vidaccel: Callable[..., Any], tiny_model: Path, small: tuple[str, ...], tmp_path: Path, plan: str
 ) -> None:
     out = tmp_path / "out.mp4"
-    longer = ("--height=96", "--width=96", "--num-frames=33")  # a 9x6x6 grid: on smaller ones a window keeps all
+    longer = ("--height=96", "--width=160", "--num-frames=33")  # a 9x6x10 grid: two of sta's tiles in a row
     result = vidaccel("generate", "a cat", "--model", tiny_model, "--plan", plan, *small, *longer, "-o", out)
     assert f"plan {plan}: " in result.stdout and "density" in result.stdout
     report = json.loads(out.with_suffix(".json").read_text())["report"]

@@ -17,6 +17,7 @@ from vidaccel.configs.presets import preset_names
 from vidaccel.types import VideoGrid
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", preset_names())
 def test_presets(vidaccel: Callable[..., Any], tmp_path: Path, name: str) -> None:
     result = vidaccel("inspect", name, "--grid", "8x12x12", "--layers", 4, "--heads", 2, "-o", tmp_path / "map.png")

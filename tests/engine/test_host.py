@@ -160,6 +160,7 @@ def test_the_example_of_a_loop_written_by_hand(capsys: pytest.CaptureFixture[str
     assert "plan sta: 42 of 48 attention calls sparse" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_diffusers_is_not_imported() -> None:
     code = (
         "import sys, torch, vidaccel\n"

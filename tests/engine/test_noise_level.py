@@ -111,6 +111,7 @@ def slack(made: Any, timestep: float) -> float:
     return float(np.diff(levels[at - 1 : at + 2]).max())
 
 
+@pytest.mark.full
 def test_the_schedulers_of_video_pipelines_are_found() -> None:
     usual = {"UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "DDIMScheduler"}
     usual |= {"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "EulerAncestralDiscreteScheduler"}

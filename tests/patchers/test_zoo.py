@@ -42,6 +42,17 @@ def zoo() -> list[Case]:
 
 
 CASES = zoo()
+#: The first of each file of cases runs for every change, the others in ``make test``.
+_FIRST = {case.build.__module__: case for case in reversed(CASES)}
+
+
+def tiered(cases: list[Case]) -> list[Any]:
+    """Parameters of a test."""
+    return [
+        pytest.param(case, marks=[pytest.mark.full] * (case not in _FIRST.values()), id=str(case)) for case in cases
+    ]
+
+
 #: Pipelines whose rounding errors grow: one unit in the last place of a model's input moves its output by 1e-4.
 ROUGH = {"Kandinsky5I2VPipeline": 5e-4} if OLDER else {}
 SPARSE = [case for case in CASES if case.sparse]
@@ -78,7 +89,7 @@ def same(case: Case, found: torch.Tensor, expected: torch.Tensor) -> bool:
     return torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", tiered(CASES))
 def test_dense_plan_and_undo(case: Case) -> None:
     pipe = case.make()
     with video_calls([model for _, model, _ in find_transformers(pipe)]) as called:
@@ -106,7 +117,7 @@ def layers(pipe: Any) -> list[Any]:
     return [module for _, model, family in find_transformers(pipe) for _, module in family.attention_layers(model)]
 
 
-@pytest.mark.parametrize("case", SPARSE, ids=str)
+@pytest.mark.parametrize("case", tiered(SPARSE))
 def test_sparse_equals_the_oracle(case: Case) -> None:
     pipe = case.make()
     plan = per_head(pipe)
@@ -120,6 +131,7 @@ def test_sparse_equals_the_oracle(case: Case) -> None:
     assert len(calls) <= len(find_transformers(pipe)), "every layer of a transformer is called equally often"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", [case for case in SPARSE if case.two], ids=str)
 def test_two_prompts(case: Case) -> None:
     assert case.two is not None

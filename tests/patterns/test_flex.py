@@ -79,6 +79,7 @@ CASES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_of_the_formula() -> None:
     """FlexAttention rounds each formula out to the same blocks, and where it fits the tiles attends the same."""

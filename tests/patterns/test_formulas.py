@@ -141,6 +141,7 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("grid", "tile"),
     [((21, 30, 52), None), ((21, 45, 80), None), ((21, 45, 80), (1, 8, 16)), ((16, 12, 12), None)],

@@ -20,6 +20,8 @@ from vidaccel.engine.runs import DenoisingRun
 from vidaccel.errors import ConfigError
 from vidaccel.pipelines.caches import AUTO, Cache, _timestep, enabled, read_cache, without
 
+pytestmark = pytest.mark.full
+
 CASE = CASES[0]
 STEPS = 8
 SPARSE = Plan(

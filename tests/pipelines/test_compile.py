@@ -12,6 +12,8 @@ import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 
+pytestmark = pytest.mark.full
+
 WINDOW = LayerPolicy((HeadPolicy(PatternSpec.make("sliding_tile", window=[1, 1, 1])),))
 #: Another policy in every step, layer and branch: whatever leaks into the graph would recompile it.
 CHANGING = Plan(

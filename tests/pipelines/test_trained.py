@@ -19,6 +19,8 @@ from vidaccel.compensation import Coarse
 from vidaccel.patchers.registry import family_of
 from vidaccel.patterns import Heads
 
+pytestmark = pytest.mark.full
+
 CASE = next(case for case in CASES if case.pipeline == "WanPipeline")
 DUAL = next(case for case in CASES if case.make().components.get("transformer_2") is not None)
 #: Text beside the video in self-attention: before it, and behind it with padding.

@@ -21,6 +21,8 @@ from vidaccel.configs.sealed import Sealed
 from vidaccel.errors import ConfigError, PlanFileError
 from vidaccel.types import VideoGrid
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -25,6 +25,8 @@ from vidaccel.engine import gate, ops
 from vidaccel.engine.capture import OPERATOR_TAGS, refuse_capture
 from vidaccel.errors import PatchError
 
+pytestmark = pytest.mark.full
+
 SIZES = ((96, 128), (64, 224))  # token grids 7x6x8 and 7x4x14
 WIDTH, HEADS, STEPS = 32, 2, 3
 LAYERS = 3  # some presets keep the first two dense

@@ -16,6 +16,8 @@ import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatchError, PatternSpec, Plan, Rule, TileShape
 
+pytestmark = pytest.mark.full
+
 T2V = CASES[0]
 PLANS = {
     "window": HeadPolicy(PatternSpec.make("sliding_tile", window=[1, 1, 1]), compensation="pooled_tail"),
@@ -112,8 +114,7 @@ def test_a_pipeline_called_from_a_callback_of_another() -> None:
 def test_a_transformer_called_again_from_a_callback(name: str) -> None:
     """Previews and corrections: a second pipeline on the same patched transformer, with a scheduler of its own.
 
-    What patterns and compensations remember belongs to one run, so the run around it starts to remember anew; with
-    a plan that remembers nothing its video is the very same.
+    What patterns and compensations remember belongs to one run, so neither sees the other.
     """
     pipe, session = patched(name)
     shared = type(pipe)(**{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)})
@@ -127,9 +128,7 @@ def test_a_transformer_called_again_from_a_callback(name: str) -> None:
 
     found = pipe(**arguments(), callback_on_step_end=end_of_step)[0]
     assert torch.equal(seen[0], alone(name))
-    assert torch.isfinite(found).all()
-    if name == "window":
-        assert torch.equal(found, alone(name))
+    assert torch.equal(found, alone(name))
     assert session.report().sparse_calls == session.report().calls == 24
 
 

@@ -24,6 +24,7 @@ from vidaccel import PatchError, Plan, StrictError, VidaccelWarning
 T2V, DUAL = wan.CASES[0], next(case for case in wan.CASES if case.pipeline == "WanPipeline-2.2-dual")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("when", ["before a run", "after a run"])
 @pytest.mark.parametrize("plan", [SPARSE, REMEMBERS], ids=lambda plan: plan.name)
 @pytest.mark.parametrize("case", [T2V, DUAL, cogvideox.CASES[0], hunyuan_video.CASES[0]], ids=str)

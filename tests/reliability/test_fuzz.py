@@ -17,6 +17,8 @@ from vidaccel.kernels import torch_sparse
 from vidaccel.patterns import pattern_names
 from vidaccel.types import PRECISIONS
 
+pytestmark = pytest.mark.full
+
 CASES, PARTS = 500, 10
 
 

@@ -20,6 +20,8 @@ from vidaccel.kernels.dispatch import kernels
 from vidaccel.patterns.registry import build_pattern
 from vidaccel.types import PRECISIONS
 
+pytestmark = pytest.mark.full
+
 SAYS = r"vidaccel's attention has no gradient yet; run it under torch\.no_grad\(\), and call vidaccel\.unpatch\(pipe\)"
 GRID, LAYOUT = (5, 6, 7), make_layout((5, 6, 7), (2, 3, 4))
 WINDOW = PatternSpec.make("sliding_tile", window=[1, 1, 1])

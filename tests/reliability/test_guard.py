@@ -126,6 +126,7 @@ def processors(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("processors")
 @pytest.mark.parametrize(("damage", "name"), PAIRS)
 def test_bad_numbers(damage: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,15 @@ from vidaccel.engine.prepare import is_stateful
 from vidaccel.kernels import torch_sparse
 from vidaccel.layout import TokenLayout
 
+pytestmark = pytest.mark.full
+
 CPU = torch.device("cpu")
 #: 1024, 2048 and 4096 tokens; one head, so that an L x L matrix cannot hide behind the heads.
 GRIDS = (VideoGrid(8, 4, 32), VideoGrid(8, 8, 32), VideoGrid(8, 16, 32))
 DIM = 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", preset_names())
 def test_memory_grows_with_the_tokens_and_not_with_their_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # where the gathered keys fill a whole chunk on the small grid already, as they do on real ones

@@ -26,6 +26,8 @@ from vidaccel.engine.attend import attend
 from vidaccel.engine.parallel import Ranks, ranks_of
 from vidaccel.engine.prepare import HeadShare
 
+pytestmark = pytest.mark.full
+
 CLOSE = {"rtol": 0.0, "atol": 5e-6}  # of outputs near 1; another order of sums is all that differs
 GRID = (5, 7, 9)
 SAME = (

@@ -29,6 +29,8 @@ from vidaccel import (
     UnsupportedModelError,
 )
 
+pytestmark = pytest.mark.full
+
 T2V, COG = wan.CASES[0], cogvideox.CASES[0]
 DUAL = next(case for case in wan.CASES if case.pipeline == "WanPipeline-2.2-dual")
 

@@ -24,6 +24,8 @@ from tests.zoo.case import Case
 from vidaccel import Guard, HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.configs.presets import preset_names
 
+pytestmark = pytest.mark.full
+
 THREADS = 4
 T2V = wan.CASES[0]
 SIZES = ((64, 96), (96, 64), (48, 80))

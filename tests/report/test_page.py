@@ -19,6 +19,8 @@ from vidaccel.report import clip_of, render_page, write_page
 from vidaccel.report.page import check_page_path
 from vidaccel.report.sheets import difference
 
+pytestmark = pytest.mark.full
+
 
 class _Parsed(HTMLParser):
     """Elements with their attributes, the text between them, and tags that were never closed."""

@@ -18,6 +18,8 @@ from vidaccel.patterns.registry import build_pattern
 from vidaccel.report import describe_patterns, draw_heatmap, heatmap_panels, plan_facts, rule_row, shown_extent
 from vidaccel.types import TileShape, VideoGrid
 
+pytestmark = pytest.mark.full
+
 LAYOUT = TokenLayout.of(VideoGrid(4, 6, 6), TileShape(2, 2, 2))
 NARROW = HeadPolicy(PatternSpec.make("neighborhood", window=(0.5, 0.4, 0.4)))
 PLAN = Plan(
