@@ -48,6 +48,8 @@ class Family(ABC):
         separate_guidance: whether the unconditional pass is a second forward pass (and not half of the batch).
         fps: frames per second its videos are meant to be played at; ``None`` if nobody knows.
         fps_of: the same of those of ``pipelines`` that have another rate.
+        needs: what those of ``pipelines`` cannot do without though their calls have a default for it: some names of
+            arguments each time, of which one is enough.
         times_frame_rate: of those that return more frames a second than their argument says: how many times as many.
 
     Models are typed ``Any``, because the attributes that make a transformer are diffusers' own and untyped.
@@ -67,6 +69,7 @@ class Family(ABC):
     fps: ClassVar[float | None] = None
     fps_of: ClassVar[Mapping[str, float]] = {}
     times_frame_rate: ClassVar[Mapping[str, float]] = {}
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {}
 
     def matches(self, model: object) -> bool:
         """Whether ``model`` is a transformer of this family, or a subclass of one."""

@@ -34,6 +34,10 @@ class CosmosFamily(Family):
         "Cosmos2VideoToWorldPipeline": 16.0,
         "Cosmos2_5_PredictBasePipeline": 16.0,
     }
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+        "CosmosVideoToWorldPipeline": (("image", "video"),),
+        "Cosmos2VideoToWorldPipeline": (("image", "video"),),
+    }
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"], model.config.patch_size)

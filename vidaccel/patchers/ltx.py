@@ -46,6 +46,9 @@ class LTXFamily(Family):
     )
     separate_guidance = False
     fps = 25.0
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+        "LTXImageToVideoPipeline": (("image",),),
+    }
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return _told_grid(call, others=False)
@@ -77,6 +80,15 @@ class LTX2Family(Family):
     dense_pipelines = (("LTX2DFRPipeline", _COORDINATES), ("LTX2DFRTemporalRefinePipeline", _COORDINATES))
     separate_guidance = False
     fps = 24.0
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+        "LTX2ImageToVideoPipeline": (("image",),),
+        "LTX2DFRTemporalRefinePipeline": (
+            ("latents",),
+            ("keyframes_latents",),
+            ("keyframe_positions",),
+            ("audio_latents",),
+        ),
+    }
     # it puts a frame between every two
     times_frame_rate: ClassVar[Mapping[str, float]] = {"LTX2DFRTemporalRefinePipeline": 2.0}
 

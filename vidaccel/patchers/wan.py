@@ -54,6 +54,9 @@ class WanFamily(Family):
         "SkyReelsV2DiffusionForcingImageToVideoPipeline": 24.0,
         "SkyReelsV2DiffusionForcingVideoToVideoPipeline": 24.0,
     }
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+        "WanVideoToVideoPipeline": (("video",),),
+    }
 
     def frame_rate(self, pipe: Any) -> float | None:
         # Wan 2.2's 5B model is the one with a timestep for each token, and makes 24 frames a second

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import ConfigError
 
-__all__ = ["DTYPES", "check_model", "compile_transformers", "load_pipeline", "parse_dtype"]
+__all__ = ["DTYPES", "check_model", "compile_transformers", "load_pipeline", "parse_dtype", "pipeline_class"]
 
 #: What a dtype may be called.
 DTYPES: dict[str, torch.dtype] = {
@@ -66,6 +66,21 @@ def check_model(model: str | os.PathLike[str]) -> str:
             f"{text} holds a {name}, which diffusers {diffusers.__version__} does not know; update diffusers"
         )
     return text
+
+
+def pipeline_class(model: str | os.PathLike[str]) -> type | None:
+    """The class of a pipeline in a folder, which is known before it is loaded; ``None`` for one of the hub.
+
+    Raises:
+        ConfigError: see :func:`check_model`.
+    """
+    index = Path(check_model(model)) / "model_index.json"
+    if not index.is_file():
+        return None
+    import diffusers
+
+    found = getattr(diffusers, json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    return found if isinstance(found, type) else None
 
 
 def load_pipeline(
