@@ -94,9 +94,9 @@ def test_no_video_is_an_error(output: Any) -> None:
 
 def test_linear_light_is_encoded_as_srgb() -> None:
     light = np.full((1, 1, 2, 2, 3), 0.0, np.float32)
-    light[0, 0, 0, 0], light[0, 0, 0, 1], light[0, 0, 1, 0] = 0.214041, 1.0, 50.0
+    light[0, 0, 0, 0], light[0, 0, 0, 1], light[0, 0, 1, 0] = ((0.6 + 0.055) / 1.055) ** 2.4, 1.0, 50.0
     (video,), notes = read_output(SimpleNamespace(hdr_video_processor=1), SimpleNamespace(frames=light))
-    assert video.frames[0, ..., 0].tolist() == [[128, 255], [255, 0]]  # 0.214041 is half of white in sRGB
+    assert video.frames[0, ..., 0].tolist() == [[round(0.6 * 255), 255], [255, 0]]
     assert "linear light" in notes[0]
 
 
@@ -120,7 +120,6 @@ def test_frames_and_sound_are_written_to_their_ends(tmp_path: Path, seconds: flo
 def test_no_sound_no_stream(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", np.zeros((3, 16, 16, 3), np.uint8), 8)
     assert probe(tmp_path / "a.mp4").rate is None
+    empty = Sound(np.zeros((0, 2), np.float32), 8000)
     with pytest.raises(ConfigError, match="a sound without samples"):
-        write_video(
-            tmp_path / "b.mp4", np.zeros((3, 16, 16, 3), np.uint8), 8, Sound(np.zeros((0, 2), np.float32), 8000)
-        )
+        write_video(tmp_path / "b.mp4", np.zeros((3, 16, 16, 3), np.uint8), 8, empty)
