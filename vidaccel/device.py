@@ -123,7 +123,7 @@ def device_info(environ: Mapping[str, str] | None = None) -> DeviceInfo:
         packages=tuple((name, _version(name)) for name in PACKAGES),
         cpu=_cpu_name(),
         cores=_cores(),
-        memory_gib=_memory_gib(),
+        memory_gib=main_memory_gib(),
         cpu_bf16=cpu_bf16_is_fast(),
         gpus=_gpus(),
         environment=tuple((name, found[name]) for name in _VARIABLES if name in found),
@@ -214,7 +214,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _memory_gib() -> float | None:
+def main_memory_gib() -> float | None:
+    """Main memory of this machine, ``None`` where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (AttributeError, OSError, ValueError):

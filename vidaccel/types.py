@@ -8,10 +8,13 @@ from typing import Literal, get_args
 
 from .errors import ConfigError, LayoutError
 
-__all__ = ["KERNEL_PRECISIONS", "PRECISIONS", "TRANSFORMERS", "Precision", "TileShape", "VideoGrid"]
+__all__ = ["KERNEL_PRECISIONS", "PRECISIONS", "SEEDS", "TRANSFORMERS", "Precision", "TileShape", "VideoGrid"]
 
 #: The pipeline components a rule of a plan may name.
 TRANSFORMERS = ("transformer", "transformer_2")
+
+#: The least and the greatest seed that torch takes.
+SEEDS = (-(2**63), 2**64 - 1)
 
 
 @dataclass(frozen=True, order=True)

@@ -87,10 +87,10 @@ def test_a_failing_prompt_does_not_lose_the_others(
     original = generate.generate
     broken = {"a blue cat, surfing!"}
 
-    def sometimes(pipe: Any, request: Any) -> Any:
+    def sometimes(pipe: Any, request: Any, **options: Any) -> Any:
         if request.prompt in broken:
             raise MemoryError("out of\nmemory")
-        return original(pipe, request)
+        return original(pipe, request, **options)
 
     monkeypatch.setattr(generate, "generate", sometimes)
     out = tmp_path / "clips"
@@ -108,7 +108,7 @@ def test_a_failing_prompt_does_not_lose_the_others(
 def test_a_plan_that_cannot_run_as_demanded_ends_the_run_at_once(
     refused: Callable[..., str], tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cannot(pipe: Any, request: Any) -> Any:
+    def cannot(pipe: Any, request: Any, **options: Any) -> Any:
         raise StrictError("transformer layer 0 cannot run as the plan says")
 
     monkeypatch.setattr("vidaccel.pipelines.generate.generate", cannot)

@@ -189,8 +189,9 @@ def calibrate(
     if json is not None:
         write_json(json, result)
     if html is not None:
+        fps = ready.opened.frame_rate(ready.arguments).fps
         clips = [
-            report.clip_of(pair.request.prompt, plan.name, pair.dense.frames, pair.planned.frames, ready.opened.fps)
+            report.clip_of(pair.request.prompt, plan.name, pair.dense.frames, pair.planned.frames, fps)
             for pair in made.pairs or ()
         ]
         report.write_page(html, result, clips)

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options as opt
+from .arguments import call_arguments, check_early, read_image
 from .command import command_line, now
 from .prompts import read_prompts
 
@@ -86,7 +87,8 @@ def compare(
     texts = read_prompts(prompts, prompt or (), limit)
     chosen, stepping = opt.read_cache(cache, opt.read_linear(linear, opt.read_plan(plan)))
     trained = opt.read_weight_files(weights)
-    picture = opt.read_image(image)
+    picture = read_image(image)
+    check_early(model, context, picture)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
     from rich.console import Console
     from rich.progress import track
@@ -94,7 +96,7 @@ def compare(
     from .. import quality, report
     from ..pipelines.generate import Request
 
-    arguments = opt.call_arguments(opened, context, picture)
+    arguments = call_arguments(opened, context, picture)
     requests = [Request(text, seed, arguments) for text in texts]
     patching: dict[str, Any] = {
         "strict": strict,
@@ -114,7 +116,7 @@ def compare(
         strips.append(report.strip_of(pair.to_dict(), pair.dense.frames, pair.planned.frames))
         if html is not None and len(clips) < html_videos:
             videos = (pair.dense.frames, pair.planned.frames)
-            clips.append(report.clip_of(pair.request.prompt, chosen.name, *videos, opened.fps))
+            clips.append(report.clip_of(pair.request.prompt, chosen.name, *videos, opened.frame_rate(arguments).fps))
         settings = {**pair.dense.settings, "cache": chosen.cache if stepping is None else str(stepping)}
         settings["linear"] = None if chosen.linear is None else str(chosen.linear)
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])

@@ -57,8 +57,9 @@ def demo(
     quality.warm_up(opened.pipe, chosen, request)
     pair = quality.measure_pair(opened.pipe, chosen, request, repeats=repeats, controls=(quality.DENSE_AGAIN,))
 
-    write_video(output, pair.planned.frames, opened.fps)
-    write_video(dense_path, pair.dense.frames, opened.fps)
+    fps = opened.frame_rate(request.arguments).fps
+    write_video(output, pair.planned.frames, fps)
+    write_video(dense_path, pair.dense.frames, fps)
     figures = pair.to_dict()
     report.write_png(sheet, report.contact_sheet([report.strip_of(figures, pair.dense.frames, pair.planned.frames)]))
     result = {

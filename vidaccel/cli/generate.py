@@ -10,6 +10,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options as opt
+from .arguments import call_arguments, check_early, input_files, read_image
 from .prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..engine.stats import Report
     from ..pipelines.batch import Clip
     from ..pipelines.caches import Cache
+    from ..pipelines.frame_rate import FrameRate
     from ..pipelines.generate import Generation, Request
 
 
@@ -67,7 +69,10 @@ def generate(
     cpu_offload: opt.CpuOffload = False,
     compile: opt.Compile = False,
 ) -> None:
-    """Generate videos by a plan. Writes an H.264 .mp4, and beside it a .json with all settings and the report."""
+    """Generate videos by a plan. Writes an H.264 .mp4, and beside it a .json with all settings and the report.
+
+    A model's sound is in the file. More clips of one prompt (--arg num_videos_per_prompt=2) are out.mp4, out-2.mp4, ...
+    """
     from ..files import check_writable
     from ..pipelines.video import check_video_path
 
@@ -87,15 +92,24 @@ def generate(
         check_writable(target.with_suffix(".json"))
     chosen, stepping = opt.read_cache(cache, opt.read_linear(linear, opt.read_plan(plan)))
     trained = opt.read_weight_files(weights)
-    picture = opt.read_image(image)
+    picture = read_image(image)
+    check_early(model, context, picture, several=True)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
+    from ..pipelines.batch import clip_paths
+    from ..pipelines.call_check import check_call
+    from ..pipelines.frame_rate import FrameRate
     from ..pipelines.generate import Request
     from ..pipelines.patch import patch
 
-    arguments = opt.call_arguments(opened, context, picture)
+    arguments = call_arguments(opened, context, picture)
     requests = [Request(text, seed + number, arguments) for number, text in enumerate(texts)]
     session = patch(opened.pipe, chosen, strict=strict, allow_mismatch=allow_mismatch, weights=trained)
-    work = _Work(opened, chosen, session, stepping, num_frames, opened.fps if fps is None else fps)
+    check_call(opened.pipe, arguments, several=True)
+    if team is None:
+        opt.check_outputs(*clip_paths(target, arguments.get("num_videos_per_prompt", 1)))
+    rate = opened.frame_rate(arguments) if fps is None else FrameRate(fps)
+    asked = num_frames if num_frames is not None or "num_frames" in opened.defaults else arguments.get("num_frames")
+    work = _Work(opened, chosen, session, stepping, asked, rate, input_files(context))
     if team is None:
         opened.pipe.set_progress_bar_config(desc="generating", disable=None)  # None: only where there is a terminal
         typer.echo(work.make(requests[0], target)[1])
@@ -110,7 +124,7 @@ def generate(
 
     loras, parts = list(lora or ()), list(weights or ())
     settings: dict[str, Any] = {"model": opened.name, "dtype": dtype, "loras": loras, "weights": parts}
-    settings |= {"cache": cache, "fps": work.fps}
+    settings |= {"cache": cache, "fps": rate.fps}
     try:
         make_all(clips_of(requests, folder, about(chosen, settings)), team, folder, make)
     finally:
@@ -126,31 +140,52 @@ class _Work:
     session: Session
     cache: Cache | None
     num_frames: int | None
-    fps: float
+    rate: FrameRate
+    inputs: dict[str, str]
 
     def make(self, request: Request, target: Path, **more: Any) -> tuple[dict[str, Any], str]:
         """Generates a clip and writes it and its .json; returns its figures, and all that is to be told about it."""
         from ..files import write_json
+        from ..pipelines.batch import clip_paths
         from ..pipelines.caches import enabled
         from ..pipelines.generate import generate, num_steps
         from ..pipelines.video import write_video
 
         self.session.reset_stats()
         with enabled(self.opened.pipe, self.cache, num_steps(self.opened.pipe, request)):
-            made = generate(self.opened.pipe, request)
+            made = generate(self.opened.pipe, request, several=True)
         report = self.session.report()
         notes = self._notes(made, request, report)
-        write_video(target, made.frames, self.fps)
-        content = {"file": target.name, "fps": self.fps, "plan": self.plan.name, "model": self.opened.name}
+        paths = clip_paths(target, len(made.videos))
+        for path, video in zip(paths, made.videos, strict=True):
+            write_video(path, video.frames, self.rate.fps, video.sound)
+        names = [path.name for path in paths]
+        content: dict[str, Any] = {
+            "file": target.name,
+            "files": names,
+            "fps": self.rate.fps,
+            "plan": self.plan.name,
+            "model": self.opened.name,
+        }
         content |= {"cache": self.plan.cache if self.cache is None else str(self.cache)}
         content |= {"linear": None if self.plan.linear is None else str(self.plan.linear)}
+        content |= {"inputs": self.inputs} if self.inputs else {}
         content |= {**made.settings, "seconds": made.seconds, "notes": notes, "report": report.to_dict()}
         beside = target.with_suffix(".json")
         write_json(beside, {**content, "machine": opt.machine(), **more})
         count, rows, columns, _ = made.frames.shape
         stages = ", ".join(f"{stage} {made.seconds[stage]:.2f}" for stage in ("text", "denoise", "decode"))
-        where = f"{target}: {count} frames of {columns}x{rows} in {made.seconds['total']:.2f} s ({stages}); {beside}"
-        figures = {"seconds": round(made.seconds["total"], 3), "density": report.density, "notes": notes}
+        sound = "" if made.videos[0].sound is None else f" and {made.videos[0].sound}"
+        files = ", ".join(map(str, paths))
+        each = "" if len(paths) == 1 else "each "
+        where = f"{files}: {each}{count} frames of {columns}x{rows}{sound} in {made.seconds['total']:.2f} s ({stages})"
+        where += f"; {beside}"
+        figures = {
+            "files": names,
+            "seconds": round(made.seconds["total"], 3),
+            "density": report.density,
+            "notes": notes,
+        }
         return figures, "\n".join([str(report), *(f"note: {note}" for note in notes), where])
 
     def _notes(self, made: Generation, request: Request, report: Report) -> list[str]:
@@ -159,6 +194,8 @@ class _Work:
 
         count, rows, columns, _ = made.frames.shape
         notes = [note for note in (even_size_note(rows, columns), frames_note(self.num_frames, count)) if note]
+        notes += made.notes
+        notes += [] if self.rate.note is None else [self.rate.note]
         notes += unknown_words(self.opened.pipe, request.prompt)
         if not (self.plan.is_dense or report.sparse_calls or report.fallbacks):
             notes.append(

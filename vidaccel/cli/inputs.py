@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import options as opt
+from .arguments import call_arguments, check_early, read_image
 from .prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -55,11 +56,13 @@ class Inputs:
         """
         given = context.params
         texts = read_prompts(given["prompts"], given["prompt"] or (), given["limit"])
-        return Inputs(context, texts, opt.read_image(given["image"]))
+        picture = read_image(given["image"])
+        check_early(given["model"], context, picture)
+        return Inputs(context, texts, picture)
 
     def open(self) -> Ready:
         """Loads the model."""
         given = {name: self.context.params[name] for name in ("dtype", "device", "lora", "cpu_offload")}
         opened = opt.open_pipeline(self.context.params["model"], **given)
         opened.pipe.set_progress_bar_config(disable=True)
-        return Ready(opened, self.texts, opt.call_arguments(opened, self.context, self.picture))
+        return Ready(opened, self.texts, call_arguments(opened, self.context, self.picture))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..types import SEEDS
 
 if TYPE_CHECKING:
     from ..configs.plan import Plan
     from ..pipelines.caches import Cache
+    from ..pipelines.frame_rate import FrameRate
 
 #: Headings of the help.
 MODEL, VIDEO, PLAN, OUTPUT = "Model", "Video (as in the pipeline's call)", "Plan", "Output"
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that is none is a mistake that every pipeline would turn into noise."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
 
 Model = Annotated[
     str | None,
@@ -46,18 +56,22 @@ Height = Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_pan
 Width = Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=VIDEO)]
 NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames to ask the pipeline for.", rich_help_panel=VIDEO)]
 NumInferenceSteps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.", rich_help_panel=VIDEO)]
-GuidanceScale = Annotated[float | None, typer.Option(help="Strength of the prompt.", rich_help_panel=VIDEO)]
+GuidanceScale = Annotated[
+    float | None, typer.Option(callback=_finite, help="Strength of the prompt.", rich_help_panel=VIDEO)
+]
 Image = Annotated[Path | None, typer.Option(help="First frame, for image-to-video pipelines.", rich_help_panel=VIDEO)]
 Arg = Annotated[
     list[str] | None,
     typer.Option(
-        "--arg", metavar="NAME=VALUE", help="Any other argument of the pipeline's call; may be repeated.",
+        "--arg", metavar="NAME=VALUE", help="Any other argument of the pipeline's call, as JSON or plain text;"
+        " NAME=@FILE reads a picture, a video or a folder of pictures. May be repeated.",
         rich_help_panel=VIDEO,
     ),
 ]  # fmt: skip
-Seed = Annotated[int, typer.Option(help="Of the starting noise.", rich_help_panel=VIDEO)]
+Seed = Annotated[int, typer.Option(min=SEEDS[0], max=SEEDS[1], help="Of the starting noise.", rich_help_panel=VIDEO)]
 Fps = Annotated[
-    float | None, typer.Option(min=0.1, help="Frames per second [default: the model's].", rich_help_panel=OUTPUT)
+    float | None,
+    typer.Option(min=0.1, callback=_finite, help="Frames per second [default: the model's].", rich_help_panel=OUTPUT),
 ]
 VideoOutput = Annotated[Path, typer.Option("--output", "-o", help="The .mp4 file.", rich_help_panel=OUTPUT)]
 Strict = Annotated[
@@ -105,13 +119,19 @@ class Opened:
         pipe: the pipeline.
         name: folder or hub id, as given; ``"demo"`` for the shipped model.
         defaults: call arguments of this model, for what the user leaves out.
-        fps: frames per second its videos are meant to be played at.
+        fps: frames per second of its videos, where neither its call nor its family says.
     """
 
     pipe: Any
     name: str
     defaults: Mapping[str, Any]
-    fps: float
+    fps: float | None = None
+
+    def frame_rate(self, arguments: Mapping[str, Any]) -> FrameRate:
+        """The rate of what the pipeline makes of these arguments."""
+        from ..pipelines.frame_rate import FrameRate, frame_rate
+
+        return frame_rate(self.pipe, arguments) if self.fps is None else FrameRate(self.fps)
 
 
 def read_plan(name: str) -> Plan:
@@ -180,35 +200,7 @@ def open_pipeline(
     if compile:
         compile_transformers(pipe)
     defaults = dict(DEFAULTS) if is_demo else {}
-    fps = float(defaults.pop("fps", 16))
-    return Opened(pipe, "demo" if is_demo else name, defaults, fps)
-
-
-#: Options that go to the pipeline's call as they are.
-_CALL_OPTIONS = ("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale")
-
-
-def call_arguments(opened: Opened, context: typer.Context, picture: Any) -> dict[str, Any]:
-    """The model's defaults, overridden by the command's video options (``None`` = not given) and by NAME=VALUE texts.
-
-    Args:
-        context: of a command that has all of these options.
-        picture: the image read for ``--image``, or ``None``.
-    """
-    given = {**{name: context.params[name] for name in _CALL_OPTIONS}, "image": picture}
-    arguments = {name: value for name, value in given.items() if value is not None}
-    for text in context.params["arg"] or ():
-        name, equals, value = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or not name.isidentifier():
-            raise ConfigError(f"--arg is {text!r}; give NAME=VALUE, for example max_sequence_length=256")
-        if name in arguments:
-            raise ConfigError(f"{name} is given twice; leave out one")
-        try:
-            arguments[name] = json.loads(value)
-        except json.JSONDecodeError:
-            arguments[name] = value  # plain text needs no quotes
-    return {**opened.defaults, **arguments}
+    return Opened(pipe, "demo" if is_demo else name, defaults, defaults.pop("fps", None))
 
 
 def check_outputs(*paths: Path | None) -> None:
@@ -230,19 +222,6 @@ def machine() -> dict[str, Any]:
 
     found = device_info().to_dict()
     return {name: found[name] for name in ("vidaccel", "python", "packages", "cpu", "cores", "gpus")}
-
-
-def read_image(path: Path | None) -> Any:
-    """The picture at ``path`` as PIL image, or ``None``."""
-    if path is None:
-        return None
-    from PIL import Image as PILImage
-    from PIL import UnidentifiedImageError
-
-    try:
-        return PILImage.open(path).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise ConfigError(f"the image {path} cannot be read: {error}") from error
 
 
 def _without_loading_bars() -> None:

@@ -21,6 +21,7 @@ class AllegroFamily(Family):
     processors = ("AllegroAttnProcessor2_0",)
     dense = (("transformer_blocks.*.attn2", PROMPT),)
     separate_guidance = False
+    fps = 15.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         config = model.config

@@ -21,6 +21,7 @@ class AnyFlowFamily(Family):
     processors = ("AnyFlowAttnProcessor",)
     dense = (("blocks.*.attn2", PROMPT),)
     separate_guidance = False
+    fps = 16.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"].transpose(1, 2), model.config.patch_size)  # [B, T, C, H, W]

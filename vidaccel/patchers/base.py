@@ -46,6 +46,11 @@ class Family(ABC):
         dense: attention that is never touched: (module, why).
         dense_pipelines: those of ``pipelines`` that stay dense: (class name, why).
         separate_guidance: whether the unconditional pass is a second forward pass (and not half of the batch).
+        fps: frames per second its videos are meant to be played at; ``None`` if nobody knows.
+        fps_of: the same of those of ``pipelines`` that have another rate.
+        needs: what those of ``pipelines`` cannot do without though their calls have a default for it: some names of
+            arguments each time, of which one is enough.
+        times_frame_rate: of those that return more frames a second than their argument says: how many times as many.
 
     Models are typed ``Any``, because the attributes that make a transformer are diffusers' own and untyped.
     """
@@ -61,6 +66,10 @@ class Family(ABC):
     dense: ClassVar[tuple[tuple[str, str], ...]] = ()
     dense_pipelines: ClassVar[tuple[tuple[str, str], ...]] = ()
     separate_guidance: ClassVar[bool]
+    fps: ClassVar[float | None] = None
+    fps_of: ClassVar[Mapping[str, float]] = {}
+    times_frame_rate: ClassVar[Mapping[str, float]] = {}
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {}
 
     def matches(self, model: object) -> bool:
         """Whether ``model`` is a transformer of this family, or a subclass of one."""
@@ -80,6 +89,10 @@ class Family(ABC):
             empty = part is None or (isinstance(part, nn.ModuleList) and not len(part))
             if module.startswith("*") or not empty:
                 yield {"module": module, "reason": f"{reason}, dense by design"}
+
+    def frame_rate(self, pipe: Any) -> float | None:
+        """Frames per second that a pipeline of this family makes videos for, where its call does not say."""
+        return next((self.fps_of[cls.__name__] for cls in type(pipe).__mro__ if cls.__name__ in self.fps_of), self.fps)
 
     def heads_of(self, module: Any) -> int:
         """Heads of one of those modules."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ..types import VideoGrid
 from .base import Family, grid_of
@@ -29,6 +29,12 @@ class CogVideoXFamily(Family):
     joint = True
     dense = (("perceiver_cross_attention", "ConsisID's cross-attention to the face"),)
     separate_guidance = False
+    fps = 8.0
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+        "CogVideoXVideoToVideoPipeline": (("video",),),
+        "CogVideoXFunControlPipeline": (("control_video", "control_video_latents"),),
+        "ConsisIDPipeline": (("id_vit_hidden",), ("id_cond",)),
+    }
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         patch, patch_t = model.config.patch_size, getattr(model.config, "patch_size_t", None) or 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -29,6 +29,15 @@ class CosmosFamily(Family):
     processors = ("CosmosAttnProcessor2_0",)
     dense = (("transformer_blocks.*.attn2", PROMPT),)
     separate_guidance = True
+    fps = 30.0
+    fps_of: ClassVar[Mapping[str, float]] = {
+        "Cosmos2VideoToWorldPipeline": 16.0,
+        "Cosmos2_5_PredictBasePipeline": 16.0,
+    }
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+        "CosmosVideoToWorldPipeline": (("image", "video"),),
+        "Cosmos2VideoToWorldPipeline": (("image", "video"),),
+    }
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"], model.config.patch_size)

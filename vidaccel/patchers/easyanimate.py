@@ -22,6 +22,7 @@ class EasyAnimateFamily(Family):
     token_order = "text, then video"
     joint = True
     separate_guidance = False
+    fps = 8.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"], (1, model.config.patch_size, model.config.patch_size))

@@ -23,6 +23,7 @@ class HeliosFamily(Family):
     joint = True
     dense = (("blocks.*.attn2", PROMPT),)
     separate_guidance = True
+    fps = 24.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"], model.config.patch_size)

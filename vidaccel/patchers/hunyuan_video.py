@@ -29,6 +29,7 @@ class HunyuanVideoFamily(Family):
     joint = True
     dense = (("context_embedder.token_refiner", REFINER),)
     separate_guidance = True
+    fps = 24.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         config = model.config
@@ -56,6 +57,7 @@ class FramepackFamily(Family):
     joint = True
     dense = (("context_embedder.token_refiner", REFINER),)
     separate_guidance = True
+    fps = 30.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         config = model.config

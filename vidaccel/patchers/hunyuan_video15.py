@@ -30,6 +30,7 @@ class HunyuanVideo15Family(Family):
     joint = True
     dense = (("context_embedder.token_refiner", REFINER),)
     separate_guidance = True
+    fps = 24.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         config = model.config

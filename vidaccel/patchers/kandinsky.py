@@ -24,6 +24,7 @@ class Kandinsky5Family(Family):
         ("text_transformer_blocks.*", REFINER),
     )
     separate_guidance = True
+    fps = 24.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         if call.get("sparse_params") is not None:
@@ -47,6 +48,7 @@ class Kandinsky6Family(Family):
         ("video_text_transformer_blocks.*, audio_text_transformer_blocks.*", REFINER),
     )
     separate_guidance = True
+    fps = 24.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"].movedim(-1, 1), model.patch_size)  # [B, T, H, W, C]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ..types import VideoGrid
 from .base import AUDIO, PROMPT, Family
@@ -45,6 +45,10 @@ class LTXFamily(Family):
         ("LTXI2VLongMultiPromptPipeline", f"{_COORDINATES}, and 1 for each size"),
     )
     separate_guidance = False
+    fps = 25.0
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+        "LTXImageToVideoPipeline": (("image",),),
+    }
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return _told_grid(call, others=False)
@@ -75,6 +79,18 @@ class LTX2Family(Family):
     )
     dense_pipelines = (("LTX2DFRPipeline", _COORDINATES), ("LTX2DFRTemporalRefinePipeline", _COORDINATES))
     separate_guidance = False
+    fps = 24.0
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+        "LTX2ImageToVideoPipeline": (("image",),),
+        "LTX2DFRTemporalRefinePipeline": (
+            ("latents",),
+            ("keyframes_latents",),
+            ("keyframe_positions",),
+            ("audio_latents",),
+        ),
+    }
+    # it puts a frame between every two
+    times_frame_rate: ClassVar[Mapping[str, float]] = {"LTX2DFRTemporalRefinePipeline": 2.0}
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         grid = _told_grid(call, others=True)

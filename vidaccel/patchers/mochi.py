@@ -24,6 +24,7 @@ class MochiFamily(Family):
     token_order = "video, then valid text"
     joint = True
     separate_guidance = False
+    fps = 30.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"], (1, model.config.patch_size, model.config.patch_size))

@@ -25,6 +25,7 @@ class MotifVideoFamily(Family):
     joint = True
     dense = (("*.cross_attn", PROMPT),)
     separate_guidance = True
+    fps = 24.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         config = model.config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -45,6 +45,23 @@ class WanFamily(Family):
         ("vace_blocks.*.attn2", PROMPT),
     )
     separate_guidance = True
+    fps = 16.0
+    fps_of: ClassVar[Mapping[str, float]] = {
+        "LucyEditPipeline": 24.0,
+        "SkyReelsV2Pipeline": 24.0,
+        "SkyReelsV2ImageToVideoPipeline": 24.0,
+        "SkyReelsV2DiffusionForcingPipeline": 24.0,
+        "SkyReelsV2DiffusionForcingImageToVideoPipeline": 24.0,
+        "SkyReelsV2DiffusionForcingVideoToVideoPipeline": 24.0,
+    }
+    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+        "WanVideoToVideoPipeline": (("video",),),
+    }
+
+    def frame_rate(self, pipe: Any) -> float | None:
+        # Wan 2.2's 5B model is the one with a timestep for each token, and makes 24 frames a second
+        config = getattr(pipe, "config", None)
+        return 24.0 if getattr(config, "expand_timesteps", False) else super().frame_rate(pipe)
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"], model.config.patch_size)
@@ -99,6 +116,7 @@ class WanAnimateFamily(Family):
         ("face_adapter", "cross-attention to the face within each frame"),
     )
     separate_guidance = True
+    fps = 30.0
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"][:, :, 1:], model.config.patch_size)

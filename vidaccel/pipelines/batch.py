@@ -1,7 +1,8 @@
 """Many prompts, by one process or several: each clip is made once, and a clip that fails does not lose the others.
 
-A clip is done when its .json exists: it is written after the .mp4, and both appear whole or not at all. So a run that
-was killed goes on where it was, with any number of processes.
+A clip is done when its .json exists: it is written after the .mp4, or the .mp4s where the pipeline makes several clips
+of one prompt, and each appears whole or not at all. So a run that was killed goes on where it was, with any number of
+processes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from ..errors import OutputError
 from .generate import Request
 
-__all__ = ["Clip", "Share", "clips_of", "make_clips"]
+__all__ = ["Clip", "Share", "clip_paths", "clips_of", "make_clips"]
 
 _LONGEST_NAME = 48
 
@@ -30,7 +31,7 @@ class Clip:
     Args:
         number: its place in the list, counted from 1.
         request: what to generate.
-        video: the .mp4 file; the .json of the same name says how it was made.
+        video: the .mp4 file, or the first of several; the .json of the same name says how it was made.
         fingerprint: of everything that decides what is in the video.
     """
 
@@ -54,15 +55,15 @@ class Clip:
             return False
         try:
             found = json.loads(self.record.read_text(encoding="utf-8"))
-            known = found.get("fingerprint")
+            known, files = found.get("fingerprint"), found.get("files", [self.video.name])
         except (OSError, ValueError, AttributeError):
-            known = None
+            known, files = None, []
         if known != self.fingerprint:
             raise OutputError(
                 f"{self.record} is of a clip made with another model, plan or settings; choose another folder, or"
                 " delete it to have the clip made anew"
             )
-        return self.video.exists()
+        return all((self.video.parent / name).exists() for name in files)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Share:
     def of(self, clips: Sequence[Clip]) -> list[Clip]:
         """Every ``count``-th clip."""
         return [clip for clip in clips if (clip.number - 1) % self.count == self.index]
+
+
+def clip_paths(first: Path, count: int) -> list[Path]:
+    """Where so many clips of one prompt are written: clip.mp4, clip-2.mp4, clip-3.mp4, ..."""
+    return [first, *(first.with_stem(f"{first.stem}-{number}") for number in range(2, count + 1))]
 
 
 def clips_of(requests: Sequence[Request], folder: Path, about: Mapping[str, Any]) -> list[Clip]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import time
@@ -16,7 +15,11 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from .video import Frames, to_frames
+from .call_check import GIVEN, check_call, check_seed
+from .call_signature import arguments_of
+from .complaints import own_complaints
+from .outputs import Video, read_output
+from .video import Frames
 
 __all__ = [
     "STAGES",
@@ -33,8 +36,6 @@ __all__ = [
 #: (VAE), and ``other`` (everything between and around them).
 STAGES = ("text", "denoise", "decode", "other")
 
-_OURS = ("prompt", "generator", "output_type", "return_dict")  # arguments that `generate` itself gives
-
 
 @dataclass(frozen=True)
 class Request:
@@ -50,6 +51,9 @@ class Request:
     seed: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
     @property
     def fingerprint(self) -> str:
         """The same for equal prompts, seeds and arguments, pictures and tensors included, in every process."""
@@ -63,41 +67,45 @@ class Generation:
     """What came out.
 
     Args:
-        frames: [T, H, W, 3] uint8.
+        videos: all clips of the prompt.
         seconds: wall clock by `STAGES`, and ``total``.
         settings: everything that reproduces the run, JSON-able.
         latents: what the VAE decoded, on the CPU; ``None`` for a pipeline that decodes piece by piece or not at all.
+        notes: what is to be said about what came out.
     """
 
-    frames: Frames
+    videos: tuple[Video, ...]
     seconds: dict[str, float]
     settings: dict[str, Any]
     latents: torch.Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def frames(self) -> Frames:
+        """Those of the first clip, [T, H, W, 3] uint8."""
+        return self.videos[0].frames
 
 
-def generate(pipe: Any, request: Request) -> Generation:
+def generate(pipe: Any, request: Request, *, several: bool = False) -> Generation:
     """Run ``pipe`` for one request; nothing of the pipeline is changed afterwards.
 
+    Args:
+        several: whether the caller takes more than one clip of a prompt; else they are refused.
+
     Raises:
-        ConfigError: the pipeline does not accept an argument or its value, or does not return a video.
+        ConfigError: the pipeline does not accept an argument or its value, or does not return a video, or makes more
+            clips than wanted, or there is too little memory.
     """
     arguments = dict(request.arguments)
-    accepted = accepted_arguments(pipe)
-    unknown = sorted(set(arguments) - set(accepted))
-    if unknown:
-        raise ConfigError(
-            f"{type(pipe).__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(sorted(accepted))}"
-        )
-    fixed: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(request.seed), "output_type": "np"}
+    check_call(pipe, arguments, several=several)
     clock = _StageClock(execution_device(pipe))
     decoded: list[Any] = []
-    with _watched(pipe, clock, decoded), _own_complaints(pipe), _without_rounding_by_one():
-        output = pipe(prompt=request.prompt, **fixed, **arguments)
+    with _watched(pipe, clock, decoded), own_complaints(pipe, arguments), _without_rounding_by_one():
+        output = pipe(prompt=request.prompt, **_given(pipe, request), **arguments)
     seconds = clock.stop()
-    videos = getattr(output, "frames", None)
-    if videos is None:
-        raise ConfigError(f"{type(pipe).__name__} returned no frames; give a pipeline that makes videos")
-    frames = to_frames(videos[0])
+    videos, notes = read_output(pipe, output)
+    if len(videos) > 1 and not several:
+        raise ConfigError(f"{type(pipe).__name__} returned {len(videos)} clips where one was wanted; ask for one")
     settings = {
         "pipeline": type(pipe).__name__,
         "device": str(execution_device(pipe)),
@@ -105,16 +113,26 @@ def generate(pipe: Any, request: Request) -> Generation:
         "prompt": request.prompt,
         "seed": request.seed,
         "arguments": {name: _jsonable(value) for name, value in arguments.items()},
-        "frames": dict(zip(("count", "height", "width"), frames.shape[:3], strict=True)),
+        "frames": dict(zip(("count", "height", "width"), videos[0].frames.shape[:3], strict=True)),
     }
+    sound = videos[0].sound
+    if sound is not None:
+        count, channels = sound.samples.shape
+        settings["sound"] = {"sample_rate": sound.rate, "channels": channels, "samples": count}
     whole = decoded[0] if len(decoded) == 1 and isinstance(decoded[0], torch.Tensor) else None
-    return Generation(frames, seconds, settings, None if whole is None else whole.detach().cpu())
+    return Generation(videos, seconds, settings, None if whole is None else whole.detach().cpu(), notes)
+
+
+def _given(pipe: Any, request: Request) -> dict[str, Any]:
+    """What `generate` gives itself beside the prompt: frames as numbers are wanted, from this seed."""
+    known = arguments_of(pipe)
+    given = {"generator": torch.Generator("cpu").manual_seed(request.seed)}
+    return given | ({"output_type": "np"} if "output_type" in known else {})
 
 
 def accepted_arguments(pipe: Any) -> dict[str, Any]:
     """Names and defaults of what the pipeline's call takes beyond what `generate` gives itself."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    return {name: p.default for name, p in parameters.items() if name != "self" and name not in _OURS}
+    return {name: known.default for name, known in arguments_of(pipe).items() if name not in GIVEN}
 
 
 def num_steps(pipe: Any, request: Request) -> int | None:
@@ -192,26 +210,6 @@ def _decoding(clock: _StageClock, run: Callable[..., Any], decoded: list[Any]) -
             clock.enter("other")
 
     return timed
-
-
-@contextmanager
-def _own_complaints(pipe: Any) -> Iterator[None]:
-    """Turns what the pipeline itself says about its inputs into a `ConfigError`; other errors are bugs and stay."""
-
-    def explained(check: Callable[..., Any]) -> Callable[..., Any]:
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return check(*args, **kwargs)
-            except (ValueError, TypeError) as error:
-                raise ConfigError(f"{type(pipe).__name__} refuses its inputs: {error}") from error
-
-        return checked
-
-    if not hasattr(pipe, "check_inputs"):
-        yield
-        return
-    with _around(pipe, "check_inputs", explained):
-        yield
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import ConfigError
 
-__all__ = ["DTYPES", "check_model", "compile_transformers", "load_pipeline", "parse_dtype"]
+__all__ = ["DTYPES", "check_model", "compile_transformers", "load_pipeline", "parse_dtype", "pipeline_class"]
 
 #: What a dtype may be called.
 DTYPES: dict[str, torch.dtype] = {
@@ -66,6 +66,21 @@ def check_model(model: str | os.PathLike[str]) -> str:
             f"{text} holds a {name}, which diffusers {diffusers.__version__} does not know; update diffusers"
         )
     return text
+
+
+def pipeline_class(model: str | os.PathLike[str]) -> type | None:
+    """The class of a pipeline in a folder, which is known before it is loaded; ``None`` for one of the hub.
+
+    Raises:
+        ConfigError: see :func:`check_model`.
+    """
+    index = Path(check_model(model)) / "model_index.json"
+    if not index.is_file():
+        return None
+    import diffusers
+
+    found = getattr(diffusers, json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    return found if isinstance(found, type) else None
 
 
 def load_pipeline(
@@ -141,8 +156,20 @@ def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
         raise ConfigError(f"there is no LoRA {lora}; give a .safetensors file or a hub id of the form owner/name")
     try:
         pipe.load_lora_weights(lora, adapter_name=adapter, use_safetensors=True)
-    except _LOADING_ERRORS as error:
+    except Exception as error:
+        if _is_of_the_network(error):
+            raise ConfigError(
+                f"the LoRA {lora} is not here, and the hub cannot be reached ({_first_line(error)}); give a"
+                " .safetensors file"
+            ) from error
+        if not isinstance(error, _LOADING_ERRORS):
+            raise
         raise ConfigError(f"the LoRA {lora} could not be loaded: {_first_line(error)}") from error
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    """Whether it is of the hub's HTTP library, which is another one in each release; they name their errors alike."""
+    return any(cls.__name__ in ("HTTPError", "TransportError") for cls in type(error).__mro__)
 
 
 def _first_line(error: BaseException) -> str:
