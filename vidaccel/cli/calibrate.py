@@ -15,6 +15,7 @@ from . import options as opt
 from .calibration_tables import print_result
 from .command import command_line, now
 from .inputs import Inputs
+from .interrupt import resumable
 from .joint import CacheList, Joint, choose_jointly, with_calls
 from .linears import LinearWord, check_combination, precisions
 from .progress import Progress
@@ -64,7 +65,9 @@ def calibrate(
     max_error: bud.MaxError = None,
     psnr: Annotated[
         float | None,
-        typer.Option(help="Mean PSNR in dB of validation runs, searched for by running.", rich_help_panel=bud.PANEL),
+        typer.Option(
+            min=0.0, help="Mean PSNR in dB of validation runs, searched for by running.", rich_help_panel=bud.PANEL
+        ),
     ] = None,
     candidates: Annotated[
         str | None,
@@ -120,7 +123,7 @@ def calibrate(
     check_combination(linear, budget, target_gpu, caches)
     kept = output.with_suffix(".observations.safetensors") if state is None else state
     opt.check_outputs(output, kept, html, json)
-    inputs = Inputs.read(context)
+    inputs = Inputs.read(context, last_seed=_OTHER_SEED)
     from ..calibration.candidates import load_candidates
     from ..calibration.predicted import find_gpu
 
@@ -147,7 +150,7 @@ def calibrate(
     )  # fmt: skip
     stepping, unfit = ((), {}) if caches is None else caches_for(pipe, caches)
     eight_bits = precisions(linear, pipe)
-    with Progress(STANDING_DENSITIES) as progress:
+    with resumable(lambda: _kept(kept)), Progress(STANDING_DENSITIES) as progress:
         requests = ready.requests(seed)
         run = Calibrator(
             pipe, requests, chosen, kept, effort=effort, tell=progress.tell, target=target, linear=eight_bits
@@ -199,6 +202,13 @@ def calibrate(
         if path is not None:
             typer.echo(f"written: {path}")
     typer.echo(f"kept: {kept} (vidaccel solve makes other plans of it in seconds)")
+
+
+def _kept(observations: Path) -> str | None:
+    """What an interrupted calibration leaves."""
+    if not observations.exists():
+        return None
+    return f"what was observed is kept in {observations}; go on from there by: {command_line()}"
 
 
 @dataclass(frozen=True, eq=False)
