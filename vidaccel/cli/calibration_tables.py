@@ -13,8 +13,12 @@ from .linears import linear_table
 __all__ = ["cache_table", "front_table", "print_result"]
 
 
-def print_result(found: Mapping[str, Any]) -> None:
-    """Prediction beside measurement, the front, and the notes, of :func:`.summary.calibration_result`."""
+def print_result(found: Mapping[str, Any], remarks: Sequence[str] = ()) -> None:
+    """Prediction beside measurement, the front, and the notes, of :func:`.summary.calibration_result`.
+
+    Args:
+        remarks: on the timings of the validation runs, see :mod:`vidaccel.quality.plausible`.
+    """
     from rich.table import Table
 
     predicted, dense, measured = found["predicted"], found["dense"], found.get("measured") or {}
@@ -37,7 +41,7 @@ def print_result(found: Mapping[str, Any]) -> None:
         show(cache_table(found["caches"]))
     if found.get("rank_correlation") is not None:
         typer.echo(f"rank correlation of predicted and measured error over heads: {found['rank_correlation']:.3f}")
-    for note in found["notes"]:
+    for note in [*found["notes"], *remarks]:
         typer.echo(f"note: {note}")
 
 
@@ -45,7 +49,7 @@ def front_table(front: Sequence[Mapping[str, float | None]], seconds: str = "sec
     """The Pareto front as a table of at most ten rows; ``seconds`` says what the seconds are."""
     from rich.table import Table
 
-    table = Table(title="least predicted error by cost")
+    table = Table(title="predicted error by cost, along the front")
     for name in ("density", seconds, "error"):
         table.add_column(name, justify="right")
     for point in (front[i] for i in sorted({round(n * (len(front) - 1) / 9) for n in range(10)})):

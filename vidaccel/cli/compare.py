@@ -117,8 +117,7 @@ def compare(
         if html is not None and len(clips) < html_videos:
             videos = (pair.dense.frames, pair.planned.frames)
             clips.append(report.clip_of(pair.request.prompt, chosen.name, *videos, opened.frame_rate(arguments).fps))
-        settings = {**pair.dense.settings, "cache": chosen.cache if stepping is None else str(stepping)}
-        settings["linear"] = None if chosen.linear is None else str(chosen.linear)
+        settings = quality.run_settings(pair.dense, chosen, stepping)
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
     notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
     result = {

@@ -64,7 +64,7 @@ def demo(
     result = {
         "model": opened.name,
         "machine": opt.machine(),
-        **quality.summarise(chosen.name, pair.dense.settings, [figures]),
+        **quality.summarise(chosen.name, quality.run_settings(pair.dense, chosen), [figures]),
     }
     write_json(beside, result)
     typer.echo(f"{pair.report}\n")

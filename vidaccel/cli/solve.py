@@ -50,7 +50,7 @@ def solve(
     from ..calibration.observations import Observations
     from ..calibration.plans import Choices
     from ..calibration.predicted import costs_on
-    from ..calibration.summary import calibration_result, front_points, provenance
+    from ..calibration.summary import calibration_result, cost_notes, front_points, provenance
     from ..configs.artifact import save_plan
 
     seen = Observations.load(observations)
@@ -82,6 +82,8 @@ def solve(
     if predicted.total is not None:
         times = f", {predicted.total:.3g} of {choices.dense_seconds:.3g} {choices.costs_told['seconds']}"
     typer.echo(f"{budget}: density {predicted.density:.3f}{times}, predicted latent error {predicted.error:.3g}")
+    for note in cost_notes(choices, predicted):
+        typer.echo(f"note: {note}")
     if json is not None:
         found = calibration_result(choices, solution)
         if joint is not None:
