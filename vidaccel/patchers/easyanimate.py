@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from ..types import VideoGrid
 from .base import Family, grid_of
@@ -23,9 +23,6 @@ class EasyAnimateFamily(Family):
     joint = True
     separate_guidance = False
     fps = 8.0
-    needs: ClassVar[Mapping[str, tuple[tuple[str, ...], ...]]] = {
-        "EasyAnimateInpaintPipeline": (("video",),),
-    }
 
     def grid(self, model: Any, call: Mapping[str, Any]) -> VideoGrid | str:
         return grid_of(call["hidden_states"], (1, model.config.patch_size, model.config.patch_size))

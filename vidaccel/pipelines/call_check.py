@@ -68,6 +68,7 @@ def check_call(pipe: Any, arguments: Mapping[str, Any], *, several: bool = False
         _check_value(name, key, value, known.get(key))
     _check_sizes(known, arguments, several)
     _check_steps(pipe, arguments)
+    _check_positions(pipe, arguments)
 
 
 def _check_missing(pipe: Any, name: str, known: Mapping[str, Argument], arguments: Mapping[str, Any]) -> None:
@@ -216,7 +217,7 @@ def _check_sizes(known: Mapping[str, Argument], arguments: Mapping[str, Any], se
     wanted, there = 12 * frames / 2**30, main_memory_gib()
     if there is not None and wanted > there:
         raise ConfigError(
-            f"{size('num_frames')} frames of {size('width')}x{size('height')}, {size(_CLIPS)} times, take"
+            f"{size('num_frames') * size(_CLIPS)} frames of {size('width')}x{size('height')} take"
             f" {wanted:,.0f} GiB as pixels alone, and this machine has {there:,.0f}; ask for fewer or"
             " smaller frames"
         )
@@ -230,3 +231,18 @@ def _check_steps(pipe: Any, arguments: Mapping[str, Any]) -> None:
             f"{_STEPS} is {steps}, and the scheduler knows {levels} noise levels; give 1 to {levels} (20 to 50 are"
             " usual)"
         )
+
+
+def _check_positions(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """Some transformers have a table of rotary positions; past its end they fail in a tensor operation."""
+    config = getattr(getattr(pipe, "transformer", None), "config", None)
+    places, patch = getattr(config, "rope_max_seq_len", None), getattr(config, "patch_size", ())
+    space, time = (getattr(pipe, f"vae_scale_factor_{axis}", None) for axis in ("spatial", "temporal"))
+    if not isinstance(places, int) or not isinstance(space, int) or not isinstance(time, int):
+        return
+    most = {"num_frames": (places * patch[0] - 1) * time + 1}
+    most |= {name: places * edge * space for name, edge in zip(_EDGES, patch[1:], strict=True)}
+    for name, end in most.items():
+        told = arguments.get(name)
+        if isinstance(told, int) and told > end:
+            raise ConfigError(f"{name} is {told}; the model knows positions up to {end}, so give at most that")

@@ -182,8 +182,20 @@ def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
         raise ConfigError(f"there is no LoRA {lora}; give a .safetensors file or a hub id of the form owner/name")
     try:
         pipe.load_lora_weights(lora, adapter_name=adapter, use_safetensors=True)
-    except _LOADING_ERRORS as error:
+    except Exception as error:
+        if _is_of_the_network(error):
+            raise ConfigError(
+                f"the LoRA {lora} is not here, and the hub cannot be reached ({_first_line(error)}); give a"
+                " .safetensors file"
+            ) from error
+        if not isinstance(error, _LOADING_ERRORS):
+            raise
         raise ConfigError(f"the LoRA {lora} could not be loaded: {_first_line(error)}") from error
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    """Whether it is of the hub's HTTP library, which is another one in each release; they name their errors alike."""
+    return any(cls.__name__ in ("HTTPError", "TransportError") for cls in type(error).__mro__)
 
 
 def _first_line(error: BaseException) -> str:
