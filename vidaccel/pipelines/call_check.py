@@ -236,7 +236,7 @@ def _check_steps(pipe: Any, arguments: Mapping[str, Any]) -> None:
 def _check_positions(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """Some transformers have a table of rotary positions; past its end they fail in a tensor operation."""
     config = getattr(getattr(pipe, "transformer", None), "config", None)
-    places, patch = getattr(config, "rope_max_seq_len", None), getattr(config, "patch_size", ())
+    places, patch = getattr(config, "rope_max_seq_len", None), getattr(config, "patch_size", (1, 1, 1))
     space, time = (getattr(pipe, f"vae_scale_factor_{axis}", None) for axis in ("spatial", "temporal"))
     if not isinstance(places, int) or not isinstance(space, int) or not isinstance(time, int):
         return
