@@ -121,6 +121,8 @@ def compare(
         settings["linear"] = None if chosen.linear is None else str(chosen.linear)
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
     notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
+    if "sound" in settings:
+        notes.append("The model makes sound, too; it is neither compared nor in the page.")
     result = {
         "model": opened.name,
         "machine": opt.machine(),
