@@ -12,6 +12,7 @@ from . import options as opt
 from .arguments import call_arguments, check_early, read_image
 from .command import command_line, now
 from .prompts import read_prompts
+from .validation import NOT_HEARD
 
 _COMPARISON = "Comparison"
 
@@ -122,7 +123,7 @@ def compare(
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
     notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
     if "sound" in settings:
-        notes.append("The model makes sound, too; it is neither compared nor in the page.")
+        notes.append(f"{NOT_HEARD.capitalize()}.")
     result = {
         "model": opened.name,
         "machine": opt.machine(),

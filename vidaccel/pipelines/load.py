@@ -126,7 +126,7 @@ def load_pipeline(
     except _LOADING_ERRORS as error:
         raise ConfigError(f"{name} could not be loaded: {_first_line(error)}") from error
     vae = getattr(pipe, "vae", None)
-    if type(vae).__name__ in _ONLY_TILED:
+    if vae is not None and type(vae).__name__ in _ONLY_TILED:
         vae.enable_tiling()
     for number, lora in enumerate(loras):
         _load_lora(pipe, lora, f"lora_{number}")
