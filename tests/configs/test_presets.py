@@ -12,7 +12,7 @@ from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler, U
 from hypothesis import given, settings
 
 from tests.configs.strategies import plans
-from vidaccel.configs.artifact import save_plan
+from vidaccel.configs.artifact import load_plan, save_plan
 from vidaccel.configs.codec import plan_from_data, plan_to_data
 from vidaccel.configs.plan import HeadPolicy, Plan
 from vidaccel.configs.presets import load_preset, load_yaml_plan, preset_names, resolve_plan
@@ -167,11 +167,13 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sta").mkdir()
     assert resolve_plan("sta") is load_preset("sta")  # a text without a suffix is a preset's name, whatever exists
     for wrong in ("stta", "mine.pt", Path("sta")):
-        with pytest.raises(ConfigError, match=r"neither a preset nor a plan file; presets are .*dense, .* end in"):
+        with pytest.raises(
+            ConfigError, match=r"neither a preset nor a plan file; (did you mean sta\? )?presets are .*dense, .* end in"
+        ):
             resolve_plan(wrong)
     with pytest.raises(ConfigError, match="plan is a int; give a Plan"):
         resolve_plan(3)
-    with pytest.raises(ConfigError, match=f"no preset 'stta'; valid are {', '.join(PRESETS)}"):
+    with pytest.raises(ConfigError, match=f"no preset 'stta'; did you mean sta[?] valid are {', '.join(PRESETS)}"):
         load_preset("stta")
 
 
@@ -236,3 +238,20 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "large.yaml").write_bytes(b"#" * (2 << 20))
     with pytest.raises(PlanFileError, match="a plan in YAML is a few kB"):
         load_yaml_plan(tmp_path / "large.yaml")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("stta", "sta"), ("STA", "sta"), ("sage-2", "sage2"), ("raidal", "radial")]
+)
+def test_a_slip_of_the_pen_is_seen(typed: str, meant: str) -> None:
+    for read in (resolve_plan, load_preset):
+        with pytest.raises(ConfigError, match=f"did you mean {meant}[?]"):
+            read(typed)
+    with pytest.raises(ConfigError) as told:
+        resolve_plan("nothing of the kind")
+    assert "did you mean" not in str(told.value)
+
+
+def test_a_preset_is_no_file() -> None:
+    with pytest.raises(PlanFileError, match="a preset is read by load_preset"):
+        load_plan("sta")
