@@ -13,6 +13,7 @@ from .arguments import call_arguments, check_early, read_image
 from .command import command_line, now
 from .console import console, show
 from .prompts import read_prompts
+from .validation import NOT_HEARD
 
 _COMPARISON = "Comparison"
 
@@ -118,6 +119,8 @@ def compare(
         settings = quality.run_settings(pair.dense, chosen, stepping)
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
     notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
+    if "sound" in settings:
+        notes.append(f"{NOT_HEARD.capitalize()}.")
     result = {
         "model": opened.name,
         "machine": opt.machine(),

@@ -198,6 +198,12 @@ class _Work:
         notes = [note for note in (even_size_note(rows, columns), frames_note(self.num_frames, count)) if note]
         notes += made.notes
         notes += [] if self.rate.note is None else [self.rate.note]
+        own = self.opened.frame_rate(request.arguments)
+        if made.videos[0].sound is not None and own.fps != self.rate.fps:
+            notes.append(
+                f"the sound is made for {own.fps:g} frames per second and the file has {self.rate.fps:g}, so it does"
+                " not go with the pictures"
+            )
         notes += unknown_words(self.opened.pipe, request.prompt)
         if not (self.plan.is_dense or report.sparse_calls or report.fallbacks):
             notes.append(

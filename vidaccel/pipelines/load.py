@@ -25,6 +25,12 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+_INDEX = "model_index.json"
+_MODULAR = "modular_model_index.json"  # of a ModularPipeline, whose folder has no other
+
+
+#: VAEs that diffusers can only run in tiles, and by default does not; a generation would fail at its very end.
+_ONLY_TILED = ("AutoencoderKLAllegro",)
 #: Checkpoints in one file. Which model they hold is a guess of diffusers, so it is left to the user.
 _SINGLE_FILES = (".gguf", ".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -62,8 +68,8 @@ def check_model(model: str | os.PathLike[str]) -> str:
             f"there is no model folder {text}; give a folder written by save_pretrained, or a hub id of the form"
             " owner/name"
         )
-    index = folder / "model_index.json"
-    if not index.is_file():
+    index = next((folder / name for name in (_INDEX, _MODULAR) if (folder / name).is_file()), None)
+    if index is None:
         raise ConfigError(f"{text} is not a diffusers pipeline: it has no model_index.json; give a pipeline's folder")
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))
@@ -97,10 +103,12 @@ def _parts(listed: Mapping[str, Any]) -> list[str]:
 def pipeline_class(model: str | os.PathLike[str]) -> type | None:
     """The class of a pipeline in a folder, which is known before it is loaded; ``None`` for one of the hub.
 
+    ``None`` for a modular one, too: what it takes is known from its blocks.
+
     Raises:
         ConfigError: see :func:`check_model`.
     """
-    index = Path(check_model(model)) / "model_index.json"
+    index = Path(check_model(model)) / _INDEX
     if not index.is_file():
         return None
     import diffusers
@@ -137,17 +145,41 @@ def load_pipeline(
     # newer diffusers call the argument dtype and warn about its old name, older ones know only that
     keyword = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
     try:
-        pipe = pipeline_utils.DiffusionPipeline.from_pretrained(name, use_safetensors=True, **{keyword: dtype})
+        if (Path(name) / _MODULAR).is_file() and not (Path(name) / _INDEX).is_file():
+            pipe = _load_modular(name, **{keyword: dtype})
+        else:
+            pipe = pipeline_utils.DiffusionPipeline.from_pretrained(name, use_safetensors=True, **{keyword: dtype})
     except _LOADING_ERRORS as error:
         raise ConfigError(f"{name} could not be loaded: {_first_line(error)}") from error
+    vae = getattr(pipe, "vae", None)
+    if vae is not None and type(vae).__name__ in _ONLY_TILED:
+        vae.enable_tiling()
     for number, lora in enumerate(loras):
         _load_lora(pipe, lora, f"lora_{number}")
     if len(loras) > 1:
         pipe.set_adapters([f"lora_{number}" for number in range(len(loras))])
+    if cpu_offload and not hasattr(pipe, "enable_model_cpu_offload"):
+        raise ConfigError(
+            f"{type(pipe).__name__} is modular and cannot be offloaded as a whole; leave out --cpu-offload"
+        )
     if cpu_offload:
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
+    return pipe
+
+
+def _load_modular(name: str, **options: Any) -> Any:
+    import diffusers
+
+    pipe = diffusers.ModularPipeline.from_pretrained(name)
+    pipe.load_components(use_safetensors=True, **options)
+    # what could not be loaded is only logged by diffusers, and missed in the middle of a run
+    missing = [part for part in pipe.pretrained_component_names if getattr(pipe, part, None) is None]
+    if missing:
+        raise ConfigError(
+            f"{name} could not be loaded: {', '.join(missing)} could not be read; save the pipeline again"
+        )
     return pipe
 
 
