@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vidaccel.errors import OutputError
-from vidaccel.files import atomic_path, check_writable, write_json
+from vidaccel.files import atomic_path, check_folder, check_writable, write_json
 
 
 def test_the_file_appears_at_the_end_under_its_name(tmp_path: Path) -> None:
@@ -60,3 +60,13 @@ def test_json_has_words_for_what_json_has_no_number_for(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     write_json(target, {"psnr": float("inf"), "list": (1.5, float("nan")), 3: None})
     assert json.loads(target.read_text()) == {"psnr": "inf", "list": [1.5, "nan"], "3": None}
+
+
+def test_a_folder_is_looked_at_and_not_made(tmp_path: Path) -> None:
+    assert check_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b" and not list(tmp_path.iterdir())
+    assert check_folder(tmp_path) == tmp_path and not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is not a folder; choose another output"):
+        check_folder(tmp_path / "file" / "b")
+    with pytest.raises(OutputError, match="cannot write into the folder /proc/new: "):
+        check_folder("/proc/new")

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import OutputError
 
-__all__ = ["atomic_path", "check_writable", "finished_files", "write_json"]
+__all__ = ["atomic_path", "check_folder", "check_writable", "finished_files", "write_json"]
 
 _FINISHED: ContextVar[list[Path] | None] = ContextVar("vidaccel_finished_files", default=None)
 
@@ -51,6 +51,25 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     finally:
         probe.unlink(missing_ok=True)
     return target
+
+
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """Prove, before any work is done, that files can be written into the folder ``path``, which need not exist yet.
+
+    It is not made: a refused command leaves nothing behind, and other processes may look at the same time.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    folder = Path(path).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise OutputError(f"cannot make the folder {folder}: {there} is not a folder; choose another output")
+    try:
+        check_writable(there / "probe")
+    except OutputError as error:
+        raise OutputError(f"cannot write into the folder {folder}: {error}") from error
+    return Path(path)
 
 
 @contextmanager

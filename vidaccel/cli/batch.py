@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ConfigError, OutputError, StrictError
+from ..files import check_folder
 from .command import command_line
 from .interrupt import resumable
 
@@ -66,18 +67,14 @@ class Team:
 
 
 def folder_for(output: Path) -> Path:
-    """The folder of many clips, made if it is not there.
+    """The folder of many clips; :func:`make_all` makes it if it is not there.
 
     Raises:
-        OutputError: if the path names a file.
+        OutputError: if the path names a file, or a folder that cannot be made.
     """
     if output.suffix or (output.exists() and not output.is_dir()):
         raise OutputError(f"the output {output} names a file, but many prompts make many files; name a folder")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {output}: {error.strerror}; choose another") from error
-    return output
+    return check_folder(output)
 
 
 def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None:
@@ -91,6 +88,7 @@ def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None
     """
     from ..pipelines.batch import make_clips
 
+    folder.mkdir(parents=True, exist_ok=True)
     mine = team.share.of(clips)
     name = "clips.jsonl" if team.share.count == 1 else f"clips.{team.share.index}.jsonl"
     counts: dict[str, int] = {"made": 0, "found": 0, "failed": 0}

@@ -114,7 +114,9 @@ def calibrate(
     an error there does to the video, times every candidate, solves, and checks its own prediction on another seed.
     Between two vertices of the front the choice is not the least there is; docs/CALIBRATION.md says by how much.
     """
+    from ..calibration.observations import Observations
     from ..files import write_json
+    from ..report import check_page_path
 
     budget = bud.one_budget(speedup=speedup, seconds=seconds, density=density, max_error=max_error, psnr=psnr)
     if psnr is not None and not validate:
@@ -124,6 +126,10 @@ def calibrate(
     check_combination(linear, budget, target_gpu, caches)
     kept = output.with_suffix(".observations.safetensors") if state is None else state
     opt.check_outputs(output, kept, html, json)
+    if html is not None:
+        check_page_path(html)
+    if kept.exists():
+        Observations.load(kept)  # here, because the model takes its time
     inputs = Inputs.read(context, last_seed=_OTHER_SEED)
     from ..calibration.candidates import load_candidates
     from ..calibration.predicted import find_gpu

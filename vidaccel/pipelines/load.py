@@ -140,6 +140,8 @@ def load_pipeline(
     name = check_model(model)
     if cpu_offload and device.type == "cpu":
         raise ConfigError("cpu offload keeps weights off an accelerator, and the device is the CPU; leave it out")
+    for lora in loras:
+        _check_lora(lora)
     # newer diffusers call the argument dtype and warn about its old name, older ones know only that
     keyword = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
     try:
@@ -206,12 +208,27 @@ def _loading_errors() -> tuple[type[Exception], ...]:
 _LOADING_ERRORS = _loading_errors()
 
 
-def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
-    if not hasattr(pipe, "load_lora_weights"):
-        raise ConfigError(f"{type(pipe).__name__} cannot take LoRA weights; leave out --lora")
+def _check_lora(lora: str) -> None:
+    """Refuses, before the model is loaded, a file that is missing or none of weights."""
+    from safetensors import SafetensorError, safe_open
+
     looks_local = lora.endswith(".safetensors") or lora.startswith((".", "/", "~")) or lora.count("/") != 1
     if looks_local and not Path(lora).exists():
         raise ConfigError(f"there is no LoRA {lora}; give a .safetensors file or a hub id of the form owner/name")
+    if not Path(lora).is_file():
+        return
+    try:
+        with safe_open(lora, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"the LoRA {lora} is no .safetensors file ({_first_line(error)}); give one of LoRA weights"
+        ) from error
+
+
+def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ConfigError(f"{type(pipe).__name__} cannot take LoRA weights; leave out --lora")
     try:
         pipe.load_lora_weights(lora, adapter_name=adapter, use_safetensors=True)
     except Exception as error:
