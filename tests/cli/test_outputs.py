@@ -231,6 +231,13 @@ def test_all_of_their_files_must_be_writable(refused: Any, tiny_model: Path, tmp
     assert "out-2.mp4 is a folder" in said and not (tmp_path / "out.mp4").exists()
 
 
+def test_a_refused_call_leaves_no_folder(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    command = ("generate", "--prompts", tmp_path / "prompts.txt", "-m", tiny_model, "-o", tmp_path / "clips")
+    assert "output_type is not yours to give" in refused(*command, "--arg=output_type=pt")
+    assert not (tmp_path / "clips").exists()
+
+
 def test_a_folder_of_clips_is_done_when_all_of_a_prompt_are_there(
     vidaccel: Callable[..., Any], tiny_model: Path, tmp_path: Path
 ) -> None:
