@@ -18,8 +18,8 @@ OLD_NEEDS := httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 anyio==4.16.0 certifi==20
 # libraries that quantise Linears: beside the environment, because diffusers imports torchao, which takes seconds
 QUANTISERS := torchao bitsandbytes gguf
 
-.PHONY: help venv demo check test test-all test-python test-settings test-kernels test-diffusers test-linear fuzz package lint style types \
-	format bench clean
+.PHONY: help venv demo check test test-all test-most test-python test-settings test-kernels test-kernels-most \
+	test-diffusers test-linear fuzz package lint style types format bench clean
 
 help:
 	@echo "make venv      the environment in $(VENV), with the versions of constraints.txt"

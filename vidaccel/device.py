@@ -18,7 +18,16 @@ from .version import __version__
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PACKAGES", "DeviceInfo", "GpuInfo", "cache_dir", "cpu_bf16_is_fast", "default_dtype", "device_info"]
+__all__ = [
+    "PACKAGES",
+    "DeviceInfo",
+    "GpuInfo",
+    "cache_dir",
+    "cpu_bf16_is_fast",
+    "default_dtype",
+    "device_info",
+    "find_device",
+]
 
 #: The packages whose versions matter to a run.
 PACKAGES = (
@@ -142,6 +151,34 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
     found = (os.environ if environ is None else environ).get("XDG_CACHE_HOME", "")
     base = Path(found) if found and Path(found).is_absolute() else Path.home() / ".cache"
     return base / "vidaccel"
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, which torch can use here.
+
+    Raises:
+        ConfigError: if it cannot; the message lists those that it can.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"there is no device {name!r}; here are {', '.join(_usable())}") from None
+    try:
+        if device.type == "meta":  # it has shapes and no numbers
+            raise RuntimeError
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch's own words are many lines
+        raise ConfigError(f"torch cannot use the device {name!r} here; it can use {', '.join(_usable())}") from None
+    return device
+
+
+def _usable() -> list[str]:
+    import torch
+
+    others = [kind for kind in ("mps", "xpu") if getattr(torch, kind).is_available()]
+    return ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count())), *others]
 
 
 @cache

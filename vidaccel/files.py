@@ -7,12 +7,15 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from .errors import OutputError
 
-__all__ = ["atomic_path", "check_writable", "write_json"]
+__all__ = ["atomic_path", "check_writable", "finished_files", "write_json"]
+
+_FINISHED: ContextVar[list[Path] | None] = ContextVar("vidaccel_finished_files", default=None)
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -65,12 +68,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, target)
+        _note(target)
     except OutputError:
         raise
     except OSError as error:
         raise _explain(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def finished_files() -> Iterator[list[Path]]:
+    """Yield a list that grows by each file written in the block, so that an interrupted run can say what it left."""
+    token = _FINISHED.set([])
+    try:
+        found = _FINISHED.get()
+        assert found is not None
+        yield found
+    finally:
+        _FINISHED.reset(token)
+
+
+def _note(path: Path) -> None:
+    found = _FINISHED.get()
+    if found is not None and path not in found:
+        found.append(path)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

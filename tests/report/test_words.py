@@ -41,6 +41,7 @@ def result(dense: float, plan: float, attention: float | None, floor: dict[str, 
         "speedup": {part: mean(value) for part, value in speedup.items()},
         "seconds": {run: {stage: mean(value) for stage, value in stages.items()} for run, stages in seconds.items()},
         "controls": {"dense again": {"psnr": floor, "ssim": mean(1.0)}},
+        "most_by_attention": None if attention is None else dense / (dense - attention),
     }
     return {"plan": "sta", "prompts": [row], "summary": summary}
 

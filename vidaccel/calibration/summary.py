@@ -16,7 +16,7 @@ from .running import must_run
 from .solve import Solution
 from .transfer import Transfer, transfer_of
 
-__all__ = ["add_measured", "calibration_result", "front_points", "provenance"]
+__all__ = ["add_measured", "calibration_result", "cost_notes", "front_points", "provenance"]
 
 _FRONT_POINTS = 60
 
@@ -41,7 +41,7 @@ def calibration_result(
         "prompts": len(choices.seen.done),
         "candidates": [str(policy) for policy in choices.seen.candidates],
         "costs": choices.costs_told,
-        "notes": [*notes, *_on_errors(choices.transfer), *_on_costs(choices)],
+        "notes": [*notes, *_on_errors(choices.transfer), *cost_notes(choices, choices.predict(solution))],
     }
     if choices.linears and solution.apart:
         found["linears"] = linear_rows(choices.linears, solution.apart)
@@ -119,13 +119,23 @@ def _on_errors(transfer: Transfer) -> list[str]:
     return [f"the predicted error is for the mean prompt; single ones differ by a factor of about {factor:.2f}"]
 
 
-def _on_costs(choices: Choices) -> list[str]:
-    """What must be said about seconds that nobody measured."""
+def cost_notes(choices: Choices, predicted: Prediction) -> list[str]:
+    """What must be said about seconds that nobody measured, and about a plan that gains none."""
+    slower = predicted.total is not None and predicted.total > choices.dense_seconds
+    notes = (
+        [
+            f"predicted to be slower than dense, {predicted.total:.3g} s against {choices.dense_seconds:.3g} s: these"
+            " candidates gain nothing on this device at this size; a choice by --speedup or --seconds leaves them out"
+        ]
+        if slower
+        else []
+    )
     if choices.costs is None or choices.costs.origin != "predicted":
-        return []
+        return notes
     return [
+        *notes,
         f"no seconds were measured: they are predicted for {choices.costs.device} by the kernels' cost model, of"
-        " self-attention alone, without choosing blocks and without making 8-bit copies; speed-ups likewise"
+        " self-attention alone, without choosing blocks and without making 8-bit copies; speed-ups likewise",
     ]
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ConfigError, OutputError, StrictError
+from .command import command_line
+from .interrupt import resumable
 
 if TYPE_CHECKING:
     from ..configs.plan import Plan
@@ -92,8 +94,13 @@ def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None
     mine = team.share.of(clips)
     name = "clips.jsonl" if team.share.count == 1 else f"clips.{team.share.index}.jsonl"
     counts: dict[str, int] = {"made": 0, "found": 0, "failed": 0}
+
+    def kept() -> str:
+        there = counts["made"] + counts["found"]
+        return f"{there} of {len(mine)} clips are in {folder}; the others are made by: {command_line()}"
+
     try:
-        with (folder / name).open("a", encoding="utf-8") as log:
+        with resumable(kept), (folder / name).open("a", encoding="utf-8") as log:
             # a plan that cannot run as the user demands would fail for every prompt alike
             for line in make_clips(mine, make, fatal=(StrictError,)):
                 counts[line["state"]] += 1

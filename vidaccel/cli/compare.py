@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from . import options as opt
 from .arguments import call_arguments, check_early, read_image
 from .command import command_line, now
+from .console import console, show
 from .prompts import read_prompts
 from .validation import NOT_HEARD
 
@@ -91,7 +92,6 @@ def compare(
     picture = read_image(image)
     check_early(model, context, picture)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
-    from rich.console import Console
     from rich.progress import track
 
     from .. import quality, report
@@ -108,7 +108,7 @@ def compare(
     opened.pipe.set_progress_bar_config(disable=True)
     quality.warm_up(opened.pipe, chosen, requests[0], **patching)
     measured = quality.measure_pairs(opened.pipe, chosen, requests, controls=controls, repeats=repeats, **patching)
-    progress = track(measured, "comparing", total=len(requests), console=Console(stderr=True), transient=True)
+    progress = track(measured, "comparing", total=len(requests), console=console(stderr=True), transient=True)
     # the frames of a long comparison do not fit into memory, so each pair leaves only figures, its strip and its clip
     pairs, strips = [], []
     clips: list[report.Clip] = []
@@ -118,8 +118,7 @@ def compare(
         if html is not None and len(clips) < html_videos:
             videos = (pair.dense.frames, pair.planned.frames)
             clips.append(report.clip_of(pair.request.prompt, chosen.name, *videos, opened.frame_rate(arguments).fps))
-        settings = {**pair.dense.settings, "cache": chosen.cache if stepping is None else str(stepping)}
-        settings["linear"] = None if chosen.linear is None else str(chosen.linear)
+        settings = quality.run_settings(pair.dense, chosen, stepping)
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
     notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
     if "sound" in settings:
@@ -138,7 +137,7 @@ def compare(
         report.write_png(sheet, report.contact_sheet(strips))
     if html is not None:
         report.write_page(html, result, clips)
-    Console().print(report.comparison_table(result), report.seconds_table(result))
+    show(report.comparison_table(result), report.seconds_table(result))
     for line in [*report.conclusions(result), *notes]:
         typer.echo(line)
     for path in (json, sheet, html):

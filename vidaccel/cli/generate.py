@@ -74,12 +74,14 @@ def generate(
     A model's sound is in the file. More clips of one prompt (--arg num_videos_per_prompt=2) are out.mp4, out-2.mp4, ...
     """
     from ..files import check_writable
+    from ..pipelines.call_check import check_seed
     from ..pipelines.video import check_video_path
 
     many = prompts is not None
     if many and (prompt is not None or prompt_option is not None):
         raise ConfigError("there is a prompt beside --prompts FILE; add it to the file, or leave out one")
     texts = read_prompts(prompts, (), None) if many else [one_prompt(prompt, prompt_option)]
+    check_seed(seed + len(texts) - 1)
     picture = read_image(image)
     check_early(model, context, picture, several=True)
     team = None

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options as opt
+from .console import show
 
 if TYPE_CHECKING:
     from ..configs.plan import Plan
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _GRID = "21x30x52"  # of 81 frames of 480x832 in Wan
+#: Tokens that are shown at most: five seconds of 4K have 680,400. Densities take time by the square of the blocks.
+_MOST_TOKENS = 2**20
+_MOST_DRAWN = 1000
 
 
 def inspect(
@@ -27,10 +31,14 @@ def inspect(
         typer.Option(metavar="FxHxW", help=f"Token grid for densities [default: the plan's, else {_GRID}]."),
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="Layers to draw [default: the model's, else those rules tell apart].")
+        int | None,
+        typer.Option(
+            min=1, max=_MOST_DRAWN, help="Layers to draw [default: the model's, else those rules tell apart]."
+        ),
     ] = None,
     heads: Annotated[
-        int | None, typer.Option(min=1, help="Heads to draw [default: the model's, else those rules tell apart].")
+        int | None,
+        typer.Option(min=1, max=_MOST_DRAWN, help="Heads to draw [default: the model's, else those rules tell apart]."),
     ] = None,
 ) -> None:
     """Show a plan: what it was made for, its rules, the density of each pattern, and a heat-map."""
@@ -39,7 +47,6 @@ def inspect(
     if output is not None:
         check_writable(output)
     chosen = opt.read_plan(plan)
-    from rich.console import Console
     from rich.table import Table
 
     from .. import report
@@ -55,7 +62,7 @@ def inspect(
         rules.add_column(heading, overflow="fold")
     for rule in chosen.rules:
         rules.add_row(*report.rule_row(rule, layout))
-    Console().print(facts, rules)
+    show(facts, rules)
     for line in report.describe_patterns(chosen, layout):
         typer.echo(line)
     if output is not None:
@@ -68,8 +75,17 @@ def _grid(text: str | None, plan: Plan) -> VideoGrid:
     from ..types import VideoGrid
 
     if text is None and plan.fingerprint is not None and plan.fingerprint.grid is not None:
-        return plan.fingerprint.grid
+        return _bounded(plan.fingerprint.grid, f"the plan is for a grid of {plan.fingerprint.grid}")
     parts = (text or _GRID).lower().split("x")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise ConfigError(f"--grid is {text!r}; give frames x height x width in tokens, for example {_GRID}")
-    return VideoGrid(*map(int, parts))
+    return _bounded(VideoGrid(*map(int, parts)), f"--grid is {text!r}")
+
+
+def _bounded(grid: VideoGrid, what: str) -> VideoGrid:
+    tokens = grid.frames * grid.height * grid.width
+    if tokens > _MOST_TOKENS:
+        raise ConfigError(
+            f"{what}, which is more than {_MOST_TOKENS:,} tokens; give a smaller one, for example {_GRID}"
+        )
+    return grid

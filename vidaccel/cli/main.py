@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from ..device import cache_dir
 from ..errors import VidaccelError, VidaccelWarning
+from ..files import finished_files
 from ..version import __version__
 from .calibrate import calibrate
 from .check import check
 from .compare import compare
+from .console import PlainCommand
 from .demo import demo
 from .doctor import doctor
 from .generate import generate
 from .inspect import inspect
+from .interrupt import outcome
 from .models import models
 from .solve import solve
 
@@ -37,7 +43,7 @@ class _OneSentence(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; expected errors end here."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), finished_files() as written:
                 warnings.showwarning = _shown
                 return super().invoke(ctx)
         except VidaccelError as error:
@@ -47,8 +53,8 @@ class _OneSentence(TyperGroup):
             where = getattr(error.ctx, "command_path", "vidaccel")
             typer.echo(f"error: {error.format_message().rstrip('.')}; see {where} --help", err=True)
             ctx.exit(2)
-        except KeyboardInterrupt:
-            typer.echo("interrupted; no output was written", err=True)
+        except KeyboardInterrupt as error:
+            typer.echo(outcome(error, _outputs(written)), err=True)
             ctx.exit(130)
         except RuntimeError as error:
             # torch's class for it exists only once torch is imported; nothing else in here imports torch
@@ -68,6 +74,11 @@ def _shown(
         typer.echo(f"warning: {message}", err=True)
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def _outputs(written: Sequence[Path]) -> list[Path]:
+    """Without what was measured of this machine, which is no command's output."""
+    return [path for path in written if cache_dir() not in path.parents]
 
 
 def _version(wanted: bool) -> None:
@@ -100,7 +111,7 @@ def root(
 
 
 for command in (generate, compare, calibrate, solve, check, inspect, models, doctor, demo):
-    app.command()(command)
+    app.command(cls=PlainCommand)(command)
 
 
 def main() -> None:

@@ -84,6 +84,11 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         PlanFileError: if the file is missing, truncated, damaged, not a plan, or of another format version.
     """
+    if Path(path).suffix.lower() != ".safetensors" and not Path(path).exists():
+        raise PlanFileError(
+            f"there is no plan file {path}, and plan files end in .safetensors; a preset is read by"
+            " load_preset(name), and patch(pipe, name) takes either"
+        )
     return _FILE.load(
         path, lambda meta, tensors: _to_plan(take(meta, (*_META_KEYS, *_OPTIONAL_KEYS), "its metadata"), tensors)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ _MODULAR = "modular_model_index.json"  # of a ModularPipeline, whose folder has 
 
 #: VAEs that diffusers can only run in tiles, and by default does not; a generation would fail at its very end.
 _ONLY_TILED = ("AutoencoderKLAllegro",)
+#: Checkpoints in one file. Which model they hold is a guess of diffusers, so it is left to the user.
+_SINGLE_FILES = (".gguf", ".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -52,6 +54,12 @@ def check_model(model: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(model)
     folder = Path(text)
+    if folder.suffix.lower() in _SINGLE_FILES and not folder.is_dir():
+        raise ConfigError(
+            f"{text} is a single file, and vidaccel loads pipelines' folders; load it in Python,"
+            " transformer = WanTransformer3DModel.from_single_file(path) with your model's class (a .gguf also takes"
+            " quantization_config=GGUFQuantizationConfig()), give it to from_pretrained, and call vidaccel.patch(pipe)"
+        )
     if not folder.exists():
         parts = text.split("/")
         if len(parts) == 2 and all(part and not part.startswith((".", "~")) for part in parts):
@@ -64,7 +72,8 @@ def check_model(model: str | os.PathLike[str]) -> str:
     if index is None:
         raise ConfigError(f"{text} is not a diffusers pipeline: it has no model_index.json; give a pipeline's folder")
     try:
-        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        listed = json.loads(index.read_text(encoding="utf-8"))
+        name = listed["_class_name"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ConfigError(f"{index} cannot be read as a pipeline's index ({error}); save the pipeline again") from error
     import diffusers
@@ -73,7 +82,22 @@ def check_model(model: str | os.PathLike[str]) -> str:
         raise ConfigError(
             f"{text} holds a {name}, which diffusers {diffusers.__version__} does not know; update diffusers"
         )
+    missing = [part for part in _parts(listed) if not (folder / part).is_dir()]
+    if missing:
+        raise ConfigError(
+            f"{text} lacks {', '.join(f'{part}/' for part in missing)}, which its model_index.json names; download or"
+            " save the whole pipeline"
+        )
     return text
+
+
+def _parts(listed: Mapping[str, Any]) -> list[str]:
+    """The components of a pipeline's index that have a folder: those that are [library, class] and not null."""
+    return [
+        name
+        for name, what in listed.items()
+        if not name.startswith("_") and isinstance(what, list) and len(what) == 2 and None not in what
+    ]
 
 
 def pipeline_class(model: str | os.PathLike[str]) -> type | None:

@@ -95,10 +95,8 @@ def _title(result: Mapping[str, Any]) -> str:
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
     """(name, value, lines to read it by) of what matters most."""
     summary = result["summary"]
-    dense = summary["seconds"]["dense"]
     limits = ["of the whole call"]
-    if dense.get("attention", {}).get("mean"):
-        most = 1 / (1 - dense["attention"]["mean"] / dense["total"]["mean"])
+    if (most := summary["most_by_attention"]) is not None:
         limits.append(f"attention alone: at most {most:.2f}×")
     facts = [("speed-up", interval(summary["speedup"]["total"], unit="×"), limits)]
     facts.append(("density", interval(summary["density"], 3), ["kept token pairs,", "dense calls count as 1"]))

@@ -32,7 +32,8 @@ def interval(summary: Mapping[str, Any], digits: int = 2, *, unit: str = "") -> 
         return "identical" if summary["infinite"] else "-"
     text = figure(summary["mean"], digits, unit=unit)
     if summary["low"] is not None:
-        text += f" {half_width(summary, digits)}"
+        band = half_width(summary, digits)
+        text += f" {band}" if band.startswith("±") else f" ({band})"
     if summary["infinite"]:
         text += f" ({summary['infinite']} identical)"
     return text
@@ -52,8 +53,11 @@ def has_figure(summary: Mapping[str, Any], name: str) -> bool:
 
 
 def half_width(summary: Mapping[str, Any], digits: int = 2) -> str:
-    """Half the width of an interval as "± 0.12", or nothing for fewer than two figures."""
-    return "" if summary["low"] is None else f"± {(summary['high'] - summary['low']) / 2:.{digits}f}"
+    """An interval as "± 0.12", by its ends where a limit of the figure cuts it; nothing for fewer than two figures."""
+    if summary["low"] is None:
+        return ""
+    below, above = (f"{abs(summary[end] - summary['mean']):.{digits}f}" for end in ("low", "high"))
+    return f"± {above}" if below == above else f"{summary['low']:.{digits}f} to {summary['high']:.{digits}f}"
 
 
 def conclusions(result: Mapping[str, Any]) -> list[str]:
@@ -67,7 +71,7 @@ def conclusions(result: Mapping[str, Any]) -> list[str]:
 
 def gains(result: Mapping[str, Any]) -> list[str]:
     """The same without the controls."""
-    return [*_gain(result["summary"]), *_verdict(result.get("verdict"))]
+    return [*_gain(result["summary"]), *result.get("remarks", ()), *_verdict(result.get("verdict"))]
 
 
 def _floor(controls: Mapping[str, Any]) -> list[str]:
@@ -83,16 +87,15 @@ def _floor(controls: Mapping[str, Any]) -> list[str]:
 
 def _gain(summary: Mapping[str, Any]) -> list[str]:
     speedup = summary["speedup"]["total"]["mean"]
-    dense = summary["seconds"]["dense"]
-    attention, total = dense["attention"]["mean"], dense["total"]["mean"]
+    dense, most = summary["seconds"]["dense"], summary["most_by_attention"]
     said = []
     if speedup < 1:
         said.append(f"The plan is slower than dense here: {speedup:.2f}x.")
-    if attention is not None:
-        share = attention / total
+    if most is not None:
+        share = dense["attention"]["mean"] / dense["total"]["mean"]
         said.append(
             f"Self-attention is {share:.0%} of a dense run, so the most that attention alone can gain here is"
-            f" {1 / (1 - share):.2f}x; measured: {speedup:.2f}x."
+            f" {most:.2f}x; measured: {speedup:.2f}x."
         )
     return said
 
