@@ -170,11 +170,11 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sta").mkdir()
     assert resolve_plan("sta") is load_preset("sta")  # a text without a suffix is a preset's name, whatever exists
     for wrong in ("stta", "mine.pt", Path("sta")):
-        with pytest.raises(ConfigError, match=r"neither a preset nor a plan file; presets are .*dense, .* end in"):
+        with pytest.raises(ConfigError, match=r"neither a preset nor a plan file; .*presets are .*dense, .* end in"):
             resolve_plan(wrong)
     with pytest.raises(ConfigError, match="plan is a int; give a Plan"):
         resolve_plan(3)
-    with pytest.raises(ConfigError, match=f"no preset 'stta'; valid are {', '.join(PRESETS)}"):
+    with pytest.raises(ConfigError, match=f"no preset 'stta'; did you mean sta. valid are {', '.join(PRESETS)}"):
         load_preset("stta")
 
 
