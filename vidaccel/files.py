@@ -38,7 +38,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     if not target.name or target.is_dir():
-        raise OutputError(f"the output {target} is a folder; name a file in it, for example {target / 'out.mp4'}")
+        raise OutputError(f"the output {target} is a folder; name a file in it")
     if not target.parent.exists():
         raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist; create it first")
     if not target.parent.is_dir():

@@ -105,7 +105,8 @@ def read_image(path: Path | None) -> Any:
     try:
         return Image.open(path).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"the image {path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"the image {path} cannot be read: {reason}; give a picture, such as a .png") from error
 
 
 def read_media(path: Path) -> Any:
