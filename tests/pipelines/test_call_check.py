@@ -109,7 +109,7 @@ def test_everything_that_is_missing_is_said_at_once_with_its_option() -> None:
         ({"num_videos_per_prompt": 2.5}, "takes int there"),
         ({"num_videos_per_prompt": 0}, "give a whole number of at least 1"),
         ({"num_videos_per_prompt": 2}, "this takes one clip of a prompt; leave it out"),
-        ({"attention_kwargs": 3}, r"takes dict\[str, Any\] there; give such a value, as JSON"),
+        ({"attention_kwargs": 3}, r"takes [dD]ict\[str, Any\] there; give such a value, as JSON"),
         ({"height": "tall"}, "height is 'tall', and WanPipeline takes int there"),
         ({"num_frames": None}, "num_frames is None"),
         ({"width": 100_000}, "H.264 video has at most 16384 pixels a side"),
@@ -130,9 +130,10 @@ def test_what_cannot_work_is_refused_without_the_pipeline(arguments: dict[str, A
 def test_what_can_work_is_not() -> None:
     check_call(diffusers.WanPipeline, {"guidance_scale": 3, "negative_prompt": ["a"], "latents": None})
     check_call(diffusers.WanPipeline, {"num_videos_per_prompt": 2}, several=True)
-    check_call(diffusers.LTX2Pipeline, {"sigmas": [1, 0.5], "frame_rate": 12})
-    with pytest.raises(ConfigError, match=r"sigmas is \['a'\], and LTX2Pipeline takes list\[float\] there"):
-        check_call(diffusers.LTX2Pipeline, {"sigmas": ["a"]})
+    check_call(diffusers.LTXPipeline, {"timesteps": [900, 500], "frame_rate": 12})
+    check_call(diffusers.HunyuanVideoPipeline, {"sigmas": [1, 0.5]})
+    with pytest.raises(ConfigError, match=r"sigmas is \['a'\], and HunyuanVideoPipeline takes [lL]ist\[float\] there"):
+        check_call(diffusers.HunyuanVideoPipeline, {"sigmas": ["a"]})
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGES if hasattr(diffusers, name)])
