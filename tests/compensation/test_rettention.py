@@ -13,6 +13,7 @@ import torch
 import vidaccel
 from tests.compensation.calls import LAYOUTS, Array, Head, call_of, keeps_its_promises, random_blocks, sparse_row
 from tests.patterns.calls import heads_of, make_call
+from tests.zoo.rounding import assert_rounded, bound_of_case
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.blockmask import BlockMask
@@ -193,7 +194,7 @@ def test_a_period_of_one_is_the_dense_pipeline() -> None:
     pipe, _ = _pipeline(
         CompensationSpec.make("rettention", period=1), PatternSpec.make("sliding_tile", window=[1, 1, 1])
     )
-    torch.testing.assert_close(CASES[0].run(pipe), dense, rtol=1e-4, atol=1e-5)
+    assert_rounded(CASES[0].run(pipe), dense, bound_of_case(CASES[0]))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import tests.zoo
 import vidaccel
 from tests.zoo.case import Case
 from tests.zoo.oracle import masked
-from tests.zoo.rounding import bound_of
+from tests.zoo.rounding import assert_rounded, bound_of
 from tests.zoo.watch import video_calls
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.pipelines.patch import find_transformers
@@ -128,7 +128,7 @@ def test_sparse_equals_the_oracle(case: Case) -> None:
     session = vidaccel.patch(pipe, plan, strict=True)
     found = case.run(pipe)
     expected = oracle_run(case)
-    assert differs(found, expected) <= bound_of(lambda: oracle_run(case), expected)
+    assert_rounded(found, expected, bound_of(lambda: oracle_run(case), expected))
     report = session.report()
     assert report.calls == report.sparse_calls > 0 and not report.fallbacks
     calls = {entry["calls"] for entry in report.layers}
@@ -144,7 +144,7 @@ def test_two_prompts(case: Case) -> None:
     vidaccel.patch(pipe, per_head(pipe), strict=True)
     found = case.run(pipe, **case.two())
     bound = bound_of(lambda: oracle_run(case, **case.two()), expected)  # type: ignore[misc]
-    assert differs(found, expected) <= bound
+    assert_rounded(found, expected, bound)
     assert found.shape[0] == 2 and differs(found[0], found[1]) > 100 * bound
 
 

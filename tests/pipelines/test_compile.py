@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vidaccel
+from tests.zoo.rounding import assert_rounded, bound_of_case
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 
@@ -35,7 +36,14 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("first", "backend"), [("patch", "inductor"), ("compile", "aot_eager")])
+WITH_VECTORS = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="inductor makes no code for a CPU without vector units"
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "backend"), [pytest.param("patch", "inductor", marks=WITH_VECTORS), ("compile", "aot_eager")]
+)
 def test_one_graph_no_recompiles(first: str, backend: str) -> None:
     eager = CASES[0].make()
     vidaccel.patch(eager, CHANGING)
@@ -52,7 +60,7 @@ def test_one_graph_no_recompiles(first: str, backend: str) -> None:
         found = CASES[0].run(pipe)
         again = CASES[0].run(pipe, prompt="a green square")
     assert counter.frame_count == 1
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_rounded(found, expected, bound_of_case(CASES[0]))
     assert not torch.equal(found, again)
     report = session.report()
     assert report.calls == 24 and 0 < report.sparse_calls < 24

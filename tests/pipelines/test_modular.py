@@ -12,6 +12,7 @@ from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
 import vidaccel
 from tests.patchers.test_zoo import per_head
 from tests.zoo.oracle import masked
+from tests.zoo.rounding import assert_rounded, bound_of
 from tests.zoo.wan import CASES
 from vidaccel.patchers.registry import family_of
 
@@ -53,10 +54,11 @@ def test_the_loop_runs_sparse_and_equals_the_oracle(pipe: Any) -> None:
     plan = per_head(pipe)
     with masked(family, pipe.transformer, plan):
         expected = run(pipe)
+        bound = bound_of(lambda: run(pipe), expected)
     session = vidaccel.patch(pipe, plan, strict=True)
     found = run(pipe)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(found, before, atol=1e-3)
+    assert_rounded(found, expected, bound)
+    assert float((found - before).abs().max()) > 100 * bound
     report = session.report()
     assert report.calls == report.sparse_calls == 8, "two layers, two steps, with and without the prompt"
     vidaccel.unpatch(pipe)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,8 @@ import vidaccel
 from tests.reliability.ranks import HEADS, SCENES, WORLD, plan, wan
 from tests.zoo import cogvideox, hunyuan_video
 from tests.zoo.case import Case
-from vidaccel import PatchError, StrictError
-from vidaccel.configs.presets import preset_names
+from vidaccel import HeadPolicy, LayerPolicy, PatchError, StrictError
+from vidaccel.configs.presets import load_preset, preset_names
 from vidaccel.engine import host
 from vidaccel.engine.attend import attend
 from vidaccel.engine.parallel import Ranks, ranks_of
@@ -169,6 +170,30 @@ def test_text_in_the_video_attention_runs_dense_with_the_reason(
     assert all(says in reason for reason in report.fallbacks)
 
 
+#: The sum of a softmax's 321 products with values of at most 1, in float32 and any order.
+ROUNDING = 321 * torch.finfo(torch.float32).eps
+
+
+def policies(preset: str) -> list[HeadPolicy]:
+    return [head for rule in load_preset(preset).rules for head in rule.policy.heads]
+
+
+def low_precision(preset: str) -> bool:
+    return any(head.precision != "native" for head in policies(preset))
+
+
+def native(preset: str, calls: list[list[torch.Tensor]]) -> torch.Tensor:
+    """What the preset gives in the inputs' own precision."""
+    plan = load_preset(preset)
+    rules = [
+        replace(rule, policy=LayerPolicy(tuple(replace(head, precision="native") for head in rule.policy.heads)))
+        for rule in plan.rules
+    ]
+    attention = vidaccel.Attention(replace(plan, rules=tuple(rules)))
+    levels = zip(calls, (0.6, 0.4), strict=True)
+    return torch.stack([attention(*call, grid=GRID, noise_level=level, layer=1) for call, level in levels])
+
+
 @pytest.mark.parametrize(
     "preset",
     # one follows the outputs of a whole model, the other needs trained gates
@@ -186,5 +211,13 @@ def test_every_preset_computes_each_head_by_itself(preset: str, monkeypatch: pyt
         outs = [attention(*(x[:, :, cut] for x in c), grid=GRID, noise_level=n, layer=1) for c, n in levels]
         return torch.stack(outs)
 
-    parts = torch.cat([run(HeadShare(0, 1, 4)), run(HeadShare(1, 3, 4))], dim=3)
-    torch.testing.assert_close(parts, run(None), rtol=0.0, atol=1e-6)
+    parts, whole = torch.cat([run(HeadShare(0, 1, 4)), run(HeadShare(1, 3, 4))], dim=3), run(None)
+    near = (parts - whole).abs().amax(-1) <= ROUNDING * max(float(v.abs().max()) for _, _, v in calls)
+    if not low_precision(preset):
+        assert near.all()
+        return
+    # A number between two steps of a format falls on either side, by the order in which a mean was summed. That moves
+    # a few rows, by less than the format itself does
+    assert near.float().mean() > 0.99
+    monkeypatch.setattr(host, "attend", attend)
+    assert (parts - whole).abs().max() <= (whole - native(preset, calls)).abs().max()

@@ -18,6 +18,7 @@ from tests.patchers.test_zoo import SPARSE as ZOO
 from tests.reliability.plans import REMEMBERS, SPARSE, alone, dense, patched
 from tests.zoo import cogvideox, hunyuan_video15, ltx, wan
 from tests.zoo.case import Case
+from tests.zoo.rounding import assert_rounded, bound_of_case
 from vidaccel import (
     AlreadyPatchedError,
     ConfigError,
@@ -179,7 +180,7 @@ def test_a_processor_with_places_of_its_own_sees_raster_order() -> None:
     expected = T2V.run(pipe)
     wide = Plan.uniform("wide", HeadPolicy(vidaccel.PatternSpec.make("sliding_tile", window=[9, 9, 9])))
     session = vidaccel.patch(pipe, Plan("wide", wide.rules, tile=SPARSE.tile))
-    torch.testing.assert_close(T2V.run(pipe), expected, rtol=1e-4, atol=1e-5)
+    assert_rounded(T2V.run(pipe), expected, bound_of_case(T2V))
     assert [entry["module"] for entry in session.report().not_patched if "Local" in entry["reason"]]
 
 

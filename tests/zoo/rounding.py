@@ -9,13 +9,16 @@ move the same outputs by a tenth of their size and more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["bound_of"]
+from tests.zoo.case import Case
+
+__all__ = ["assert_rounded", "bound_of", "bound_of_case"]
 
 #: Over 115 runs of the zoo the errors were .1 to 4.9 times the largest of two movements; both have long tails.
 _TIMES = 10
@@ -49,3 +52,15 @@ def bound_of(run: Callable[[], torch.Tensor], expected: torch.Tensor) -> float:
             moved.append(float((run() - expected).abs().max()))
     assert min(moved) > 0, "no attention output was moved, so nothing is known of rounding"
     return _TIMES * max(moved)
+
+
+@cache
+def bound_of_case(case: Case) -> float:
+    """The same for a pipeline of the zoo with its own, dense attention."""
+    return bound_of(lambda: case.run(case.make()), case.run(case.make()))
+
+
+def assert_rounded(found: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
+    """That two results differ by no more than rounding explains."""
+    off = float((found - expected).abs().max())
+    assert off <= bound, f"off by {off:.2e}, and rounding explains {bound:.2e}"
