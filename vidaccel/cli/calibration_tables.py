@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from .console import console
 from .linears import linear_table
 
 __all__ = ["cache_table", "front_table", "print_result"]
@@ -14,7 +15,6 @@ __all__ = ["cache_table", "front_table", "print_result"]
 
 def print_result(found: Mapping[str, Any]) -> None:
     """Prediction beside measurement, the front, and the notes, of :func:`.summary.calibration_result`."""
-    from rich.console import Console
     from rich.table import Table
 
     predicted, dense, measured = found["predicted"], found["dense"], found.get("measured") or {}
@@ -30,11 +30,11 @@ def print_result(found: Mapping[str, Any]) -> None:
         after = found["after_validation"]["error"]
         table.add_row("the same, prediction fitted to these runs too", _figure(after), _figure(measured.get("error")))
     table.add_row("PSNR, dB", "", _figure((measured.get("psnr") or {}).get("mean")))
-    Console().print(table, front_table(found["front"], found["costs"]["seconds"]))
+    console().print(table, front_table(found["front"], found["costs"]["seconds"]))
     if "linears" in found:
-        Console().print(linear_table(found["linears"]))
+        console().print(linear_table(found["linears"]))
     if "caches" in found:
-        Console().print(cache_table(found["caches"]))
+        console().print(cache_table(found["caches"]))
     if found.get("rank_correlation") is not None:
         typer.echo(f"rank correlation of predicted and measured error over heads: {found['rank_correlation']:.3f}")
     for note in found["notes"]:

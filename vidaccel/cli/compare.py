@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from . import options as opt
 from .arguments import call_arguments, check_early, read_image
 from .command import command_line, now
+from .console import console
 from .prompts import read_prompts
 
 _COMPARISON = "Comparison"
@@ -90,7 +91,6 @@ def compare(
     picture = read_image(image)
     check_early(model, context, picture)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
-    from rich.console import Console
     from rich.progress import track
 
     from .. import quality, report
@@ -107,7 +107,7 @@ def compare(
     opened.pipe.set_progress_bar_config(disable=True)
     quality.warm_up(opened.pipe, chosen, requests[0], **patching)
     measured = quality.measure_pairs(opened.pipe, chosen, requests, controls=controls, repeats=repeats, **patching)
-    progress = track(measured, "comparing", total=len(requests), console=Console(stderr=True), transient=True)
+    progress = track(measured, "comparing", total=len(requests), console=console(stderr=True), transient=True)
     # the frames of a long comparison do not fit into memory, so each pair leaves only figures, its strip and its clip
     pairs, strips = [], []
     clips: list[report.Clip] = []
@@ -135,7 +135,7 @@ def compare(
         report.write_png(sheet, report.contact_sheet(strips))
     if html is not None:
         report.write_page(html, result, clips)
-    Console().print(report.comparison_table(result), report.seconds_table(result))
+    console().print(report.comparison_table(result), report.seconds_table(result))
     for line in [*report.conclusions(result), *notes]:
         typer.echo(line)
     for path in (json, sheet, html):

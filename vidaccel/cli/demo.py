@@ -9,6 +9,7 @@ import typer
 
 from ..errors import OutputError
 from . import options as opt
+from .console import console
 
 __all__ = ["demo"]
 
@@ -46,7 +47,6 @@ def demo(
     chosen = opt.read_plan(str(DEMO_PLAN) if plan is None else plan)
     typer.echo("loading the small model", err=True)
     opened = opt.open_pipeline(None, dtype=None, device=None)
-    from rich.console import Console
 
     from .. import quality, report
     from ..pipelines.generate import Request
@@ -70,7 +70,7 @@ def demo(
     write_json(beside, result)
     typer.echo(f"{pair.report}\n")
     typer.echo(f"{request.prompt}, seed {seed}")
-    Console().print(report.demo_table(result))
+    console().print(report.demo_table(result))
     for line in report.conclusions(result):
         typer.echo(line)
     typer.echo(f"videos: {dense_path} (dense), {output} (plan {chosen.name}); contact sheet: {sheet}")

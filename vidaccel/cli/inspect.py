@@ -9,6 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options as opt
+from .console import console
 
 if TYPE_CHECKING:
     from ..configs.plan import Plan
@@ -39,7 +40,6 @@ def inspect(
     if output is not None:
         check_writable(output)
     chosen = opt.read_plan(plan)
-    from rich.console import Console
     from rich.table import Table
 
     from .. import report
@@ -55,7 +55,7 @@ def inspect(
         rules.add_column(heading, overflow="fold")
     for rule in chosen.rules:
         rules.add_row(*report.rule_row(rule, layout))
-    Console().print(facts, rules)
+    console().print(facts, rules)
     for line in report.describe_patterns(chosen, layout):
         typer.echo(line)
     if output is not None:

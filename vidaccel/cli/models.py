@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .console import console
+
 __all__ = ["models"]
 
 
@@ -30,10 +32,9 @@ def models(
     if markdown:
         typer.echo(catalogue.markdown(), nl=False)
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    out = console()
     for row in rows:
         table = Table(title=row.family, show_header=False, show_lines=True)
         table.add_row("pipelines", "\n".join(row.pipelines) or "-")
@@ -43,7 +44,7 @@ def models(
             table.add_row("tokens", row.token_order)
             table.add_row("reordered", "once a forward pass where safe" if row.once else "in every layer")
         table.add_row("stays dense", "\n".join(row.stays_dense) or "nothing")
-        console.print(table)
+        out.print(table)
     if found is not None:
         typer.echo(", ".join(f"{kind.replace('_', ' ')} {len(names)}" for kind, names in found.items()))
     typer.echo(

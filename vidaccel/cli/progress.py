@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .console import console
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
@@ -22,9 +24,8 @@ class Progress:
     """
 
     def __init__(self, densities: Sequence[float] = ()) -> None:
-        from rich.console import Console
 
-        self._console = Console(stderr=True)
+        self._console = console(stderr=True)
         self._standing: Callable[[], Standing] = tuple
         self._rows: Standing = ()
         self._bars = _bars(self._console, self._known)

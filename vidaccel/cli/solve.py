@@ -12,6 +12,7 @@ from . import budget as bud
 from . import options as opt
 from .calibration_tables import cache_table, front_table
 from .command import command_line
+from .console import console
 from .joint import CacheList
 
 
@@ -40,7 +41,6 @@ def solve(
         raise ConfigError(f"the plan {output} does not end in .safetensors; name it {output.stem}.safetensors")
     if output is not None or wanted or caches is not None:
         budget = bud.one_budget(**given)
-    from rich.console import Console
 
     from ..calibration.cache_measure import stored_figures
     from ..calibration.caching import Pairing, best_pairs, told
@@ -59,7 +59,7 @@ def solve(
     if not wanted:
         choices = Choices(seen, costs, by="density")
         front = front_points(choices)
-        Console().print(front_table(front, str(choices.costs_told["seconds"])))
+        console().print(front_table(front, str(choices.costs_told["seconds"])))
         if json is not None:
             write_json(json, {"front": front, "costs": choices.costs_told})
             typer.echo(f"written: {json}")
@@ -75,7 +75,7 @@ def solve(
         pairs, reasons = best_pairs(choices, measured, budget.kind, budget.value)
         making, solution, predicted = pairs[0].pairing, pairs[0].solution, pairs[0].predicted
         joint = told(measured, pairs, pairs[0], reasons)
-        Console().print(cache_table(joint))
+        console().print(cache_table(joint))
     times = ""
     if predicted.total is not None:
         times = f", {predicted.total:.3g} of {choices.dense_seconds:.3g} {choices.costs_told['seconds']}"
