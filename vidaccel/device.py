@@ -18,7 +18,16 @@ from .version import __version__
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PACKAGES", "DeviceInfo", "GpuInfo", "cache_dir", "cpu_bf16_is_fast", "default_dtype", "device_info"]
+__all__ = [
+    "PACKAGES",
+    "DeviceInfo",
+    "GpuInfo",
+    "cache_dir",
+    "cpu_bf16_is_fast",
+    "default_dtype",
+    "device_info",
+    "usable_device",
+]
 
 #: The packages whose versions matter to a run.
 PACKAGES = (
@@ -148,6 +157,39 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
 def cpu_bf16_is_fast() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware; ``False`` where the system does not say."""
     return not _BF16_FLAGS.isdisjoint(_cpu_fields().get("flags", "").split())
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, if tensors can be made on it.
+
+    Raises:
+        ConfigError: if there is none; the message lists those there are. torch's own words are a page for some.
+    """
+    import torch
+
+    found = ", ".join(_devices())
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError):
+        raise ConfigError(f"there is no device {name!r}; this machine has {found}") from None
+    if device.type == "meta" or (device.type == "cpu" and device.index):
+        what = "holds no numbers" if device.type == "meta" else "is not one of several: the CPU is one device"
+        raise ConfigError(f"the device {name!r} {what}; this machine has {found}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise ConfigError(
+            f"the device {name!r} cannot be used here: torch finds {found}; give one of these, or see vidaccel doctor"
+        ) from None
+    return device
+
+
+def _devices() -> list[str]:
+    import torch
+
+    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    found += [f"xpu:{number}" for number in range(torch.xpu.device_count())]
+    return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:

@@ -12,7 +12,7 @@ from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler, U
 from hypothesis import given, settings
 
 from tests.configs.strategies import plans
-from vidaccel.configs.artifact import save_plan
+from vidaccel.configs.artifact import load_plan, save_plan
 from vidaccel.configs.codec import plan_from_data, plan_to_data
 from vidaccel.configs.plan import HeadPolicy, Plan
 from vidaccel.configs.presets import load_preset, load_yaml_plan, preset_names, resolve_plan
@@ -236,3 +236,30 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "large.yaml").write_bytes(b"#" * (2 << 20))
     with pytest.raises(PlanFileError, match="a plan in YAML is a few kB"):
         load_yaml_plan(tmp_path / "large.yaml")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("stta", "sta"), ("STA", "sta"), ("radial-attn", "radial"), ("dens", "dense")]
+)
+def test_the_name_that_was_meant(typed: str, meant: str) -> None:
+    for read in (resolve_plan, load_preset):
+        with pytest.raises(ConfigError, match=f"; did you mean {meant}?"):
+            read(typed)
+
+
+def test_a_name_that_resembles_none_gets_no_guess() -> None:
+    with pytest.raises(ConfigError) as told:
+        resolve_plan("quicker")
+    assert "did you mean" not in str(told.value)
+
+
+def test_a_preset_where_a_file_belongs_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for read in (load_plan, load_yaml_plan):
+        with pytest.raises(
+            PlanFileError, match=r"no plan file sta, but a preset of that name; use load_preset\('sta'\)"
+        ):
+            read("sta")
+    (tmp_path / "sta").write_text("junk")
+    with pytest.raises(PlanFileError, match="sta"):
+        load_plan("sta")

@@ -184,7 +184,7 @@ def open_pipeline(
     compile: bool = False,
 ) -> Opened:
     """Load a model, the shipped one if ``model`` is ``None``, and prepare it as the options say."""
-    from ..device import default_dtype, device_info
+    from ..device import default_dtype, device_info, usable_device
     from ..pipelines.demo import DEFAULTS, DEMO_DIR
     from ..pipelines.load import check_model, compile_transformers, load_pipeline, parse_dtype
 
@@ -194,7 +194,7 @@ def open_pipeline(
         _without_loading_bars()
     name = check_model(DEMO_DIR if model is None else model)
     is_demo = Path(name).resolve() == Path(DEMO_DIR).resolve()
-    where = _device(device_info().default_device if device is None else device)
+    where = usable_device(device_info().default_device if device is None else device)
     kind = parse_dtype(dtype) if dtype is not None else default_dtype(where)
     pipe = load_pipeline(name, dtype=kind, device=where, loras=lora or (), cpu_offload=cpu_offload)
     if compile:
@@ -231,15 +231,3 @@ def _without_loading_bars() -> None:
 
     of_diffusers.disable_progress_bar()
     of_transformers.disable_progress_bar()
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"the device {name!r} cannot be used: {reason}; see vidaccel doctor") from error
-    return device

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 __all__ = ["DTYPES", "check_model", "compile_transformers", "load_pipeline", "parse_dtype", "pipeline_class"]
 
@@ -25,6 +25,10 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+#: How files of weights end.
+_WEIGHT_FILES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
+
+
 def parse_dtype(name: str) -> torch.dtype:
     """The dtype of that name.
 
@@ -32,7 +36,7 @@ def parse_dtype(name: str) -> torch.dtype:
         ConfigError: there is none; the message lists the names.
     """
     if name not in DTYPES:
-        raise ConfigError(f"dtype is {name!r}; valid are {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype is {name!r}; valid are {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return DTYPES[name]
 
 
@@ -46,17 +50,27 @@ def check_model(model: str | os.PathLike[str]) -> str:
     folder = Path(text)
     if not folder.exists():
         parts = text.split("/")
+        if folder.suffix.lower() in _WEIGHT_FILES:
+            raise ConfigError(
+                f"there is no file {text}; a model is a pipeline's folder, or a hub id of the form owner/name"
+            )
         if len(parts) == 2 and all(part and not part.startswith((".", "~")) for part in parts):
             return text
         raise ConfigError(
             f"there is no model folder {text}; give a folder written by save_pretrained, or a hub id of the form"
             " owner/name"
         )
+    if folder.is_file():
+        raise ConfigError(_say_single_file(folder))
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ConfigError(f"{text} is not a diffusers pipeline: it has no model_index.json; give a pipeline's folder")
+        above = " and is a part of one, so give the folder above it" if (folder / "config.json").is_file() else ""
+        raise ConfigError(
+            f"{text} is not a diffusers pipeline: it has no model_index.json{above or '; give a folder that has one'}"
+        )
     try:
-        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        described = json.loads(index.read_text(encoding="utf-8"))
+        name = described["_class_name"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ConfigError(f"{index} cannot be read as a pipeline's index ({error}); save the pipeline again") from error
     import diffusers
@@ -65,7 +79,30 @@ def check_model(model: str | os.PathLike[str]) -> str:
         raise ConfigError(
             f"{text} holds a {name}, which diffusers {diffusers.__version__} does not know; update diffusers"
         )
+    if missing := [part for part, where in described.items() if _is_part(where) and not (folder / part).is_dir()]:
+        raise ConfigError(
+            f"the pipeline in {text} is not whole: its folder lacks {', '.join(missing)}; copy or download it again"
+        )
     return text
+
+
+def _is_part(where: object) -> bool:
+    """Whether an entry of a pipeline's index is a part with files: [library, class], both null for one left out."""
+    return isinstance(where, list) and len(where) == 2 and all(isinstance(word, str) for word in where)
+
+
+def _say_single_file(path: Path) -> str:
+    """What to do with one file of weights, in which the pipeline's other parts are missing."""
+    suffix = path.suffix.lower()
+    if suffix not in _WEIGHT_FILES:
+        return f"{path} is a file; a model is a pipeline's folder, written by save_pretrained, or a hub id owner/name"
+    gguf = suffix == ".gguf"
+    how = ", quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16)" if gguf else ""
+    return (
+        f"{path} is one file of weights, not a pipeline's folder, and the command line cannot load it; in Python:"
+        f" transformer = WanTransformer3DModel.from_single_file({str(path)!r}{how}) (or the class of your model), then"
+        " WanPipeline.from_pretrained(FOLDER, transformer=transformer), then vidaccel.patch(pipe)"
+    )
 
 
 def pipeline_class(model: str | os.PathLike[str]) -> type | None:
