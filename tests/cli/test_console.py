@@ -23,8 +23,8 @@ from vidaccel.types import TileShape
 
 Run = Callable[..., Any]
 
-#: A closing tag that nothing opened (an error for rich), a style, an emoji code.
-ODD = "my [/bold] [red]plan :dog:"
+#: A closing tag that nothing opened (an error for rich), a style, an emoji code, and an error for matplotlib.
+ODD = r"my [/bold] [red]plan :dog: $\frac{"
 #: Room for every line of a table.
 WIDE = {"COLUMNS": "1000", "TERMINAL_WIDTH": "1000"}
 

@@ -138,6 +138,12 @@ def refused(what: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
+def elsewhere(what: Callable[[], Any]) -> Any:
+    """The same in another thread, for which this one waits."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(what).result(timeout=60)
+
+
 @pytest.mark.parametrize("thread", [False, True], ids=["callback", "other thread"])
 def test_patching_a_running_pipeline_is_refused(thread: bool) -> None:
     pipe, session = patched("window")
@@ -145,29 +151,89 @@ def test_patching_a_running_pipeline_is_refused(thread: bool) -> None:
     told: list[str] = []
 
     def ask(what: Callable[[], Any]) -> None:
-        if not thread:
-            told.append(refused(what))
-            return
-        with ThreadPoolExecutor(1) as pool:  # the pipeline waits inside its callback meanwhile
-            told.append(pool.submit(refused, what).result(timeout=60))
-
-    def unpatch_now(running: Any, *_: Any) -> dict[str, Any]:
-        ask(lambda: vidaccel.unpatch(running))
-        return {}
+        told.append(elsewhere(lambda: refused(what)) if thread else refused(what))
 
     def patch_now(running: Any, *_: Any) -> dict[str, Any]:
         ask(lambda: vidaccel.patch(running, plan("window")))
         return {}
 
+    def unpatch_now(running: Any, *more: Any) -> dict[str, Any]:
+        ask(lambda: vidaccel.unpatch(running))
+        return patch_now(running, *more)
+
     found = pipe(**arguments(), callback_on_step_end=unpatch_now)[0]
     assert torch.equal(found, alone("window")) and not session.closed
-    bare(**arguments(), callback_on_step_end=patch_now)
-    assert vidaccel.session_of(bare) is None
+    whats = ["unpatch", "patch"] * 3
+    if not thread:
+        bare(**arguments(), callback_on_step_end=patch_now)
+        assert vidaccel.session_of(bare) is None
+        whats += ["patch"] * 3
     where = "in another thread" if thread else "in a callback of it"
     assert told == [
         f"WanPipeline is running, and this {what} came {where}; call vidaccel.{what}(pipe) before or after the run"
-        for what in ["unpatch"] * 3 + ["patch"] * 3
+        for what in whats
     ]
+
+
+def test_a_first_patch_in_another_thread_holds_from_the_next_pass() -> None:
+    pipe = T2V.make()
+    dense = pipe(**arguments())[0]
+
+    def patch_now(running: Any, step: int, *_: Any) -> dict[str, Any]:
+        if step == 0:
+            elsewhere(lambda: vidaccel.patch(running, plan("window"), strict=True))
+        return {}
+
+    found = pipe(**arguments(), callback_on_step_end=patch_now)[0]
+    session = vidaccel.session_of(pipe)
+    assert session is not None and session.report().sparse_calls == session.report().calls == 8, "of 12"
+    assert not torch.equal(found, dense) and not torch.equal(found, alone("window"))
+    assert torch.equal(pipe(**arguments())[0], alone("window"))
+
+
+def test_a_pass_that_began_unpatched_ends_unpatched() -> None:
+    pipe = T2V.make()
+    model = pipe.transformer
+    given = (torch.randn(1, 16, 3, 6, 10), torch.tensor([500.0]), torch.randn(1, 16, 32))
+    with torch.no_grad():
+        dense = model(*given)[0]
+        hook = model.blocks[0].register_forward_hook(
+            lambda *_: elsewhere(lambda: vidaccel.patch(pipe, plan("window"))) and None
+        )
+        assert torch.equal(model(*given)[0], dense)
+        hook.remove()
+        session = vidaccel.session_of(pipe)
+        assert session is not None and sum(session.report().fallbacks.values()) == 1, "the second of two layers"
+        assert not torch.equal(model(*given)[0], dense)
+        told: list[str] = []
+        hook = model.blocks[0].register_forward_hook(lambda *_: told.append(elsewhere(lambda: refused(session.close))))
+        model(*given)
+        hook.remove()
+        assert "WanTransformer3DModel is running, and this unpatch came in another thread" in told[0]
+        session.close()
+        assert torch.equal(model(*given)[0], dense)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["traceback kept", "traceback dropped"])
+def test_a_run_that_failed_in_another_thread_is_over(kept: bool) -> None:
+    """Its frames live as long as somebody keeps the error, and the thread goes on."""
+    pipe, session = patched("window")
+    errors: list[BaseException] = []
+
+    def fail(*_: Any) -> dict[str, Any]:
+        raise MemoryError("in decoding")
+
+    def run() -> None:
+        try:
+            pipe(**arguments(), callback_on_step_end=fail)
+        except MemoryError as error:
+            errors.extend([error] * kept)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result(timeout=60)
+        assert len(errors) == kept
+        vidaccel.unpatch(pipe)
+    assert session.closed
 
 
 def test_patching_inside_a_forward_pass_of_a_bare_transformer_is_refused() -> None:

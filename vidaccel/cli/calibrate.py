@@ -15,7 +15,7 @@ from . import options as opt
 from .calibration_tables import print_result
 from .command import command_line, now
 from .inputs import Inputs
-from .joint import CacheList, Joint, choose_jointly, with_calls
+from .joint import CacheList, Joint, check_caches, choose_jointly, with_calls
 from .linears import LinearWord, check_combination, precisions
 from .progress import Progress
 from .validation import Validation
@@ -64,23 +64,36 @@ def calibrate(
     max_error: bud.MaxError = None,
     psnr: Annotated[
         float | None,
-        typer.Option(help="Mean PSNR in dB of validation runs, searched for by running.", rich_help_panel=bud.PANEL),
+        typer.Option(
+            min=1.0,
+            max=200.0,
+            help="Mean PSNR in dB of validation runs, searched for by running.",
+            rich_help_panel=bud.PANEL,
+        ),
     ] = None,
     candidates: Annotated[
         str | None,
         typer.Option(help="Set of candidates: a name or a YAML file [default: the device's].", rich_help_panel=_EFFORT),
     ] = None,
-    bins: Annotated[int, typer.Option(min=1, help="Noise-level bins.", rich_help_panel=_EFFORT)] = 5,
-    tiles: Annotated[int, typer.Option(min=1, help="Query tiles sampled a call.", rich_help_panel=_EFFORT)] = 12,
+    bins: Annotated[int, typer.Option(min=1, max=opt.MANY, help="Noise-level bins.", rich_help_panel=_EFFORT)] = 5,
+    tiles: Annotated[
+        int, typer.Option(min=1, max=opt.MANY, help="Query tiles sampled a call.", rich_help_panel=_EFFORT)
+    ] = 12,
     probes: Annotated[
-        int, typer.Option(min=1, help="Perturbed generations, at least one a bin.", rich_help_panel=_EFFORT)
+        int,
+        typer.Option(min=1, max=opt.MANY, help="Perturbed generations, at least one a bin.", rich_help_panel=_EFFORT),
     ] = 15,
     whole_probes: Annotated[
         int,
-        typer.Option(min=0, help="Generations with all layers perturbed, on several prompts.", rich_help_panel=_EFFORT),
+        typer.Option(
+            min=0,
+            max=opt.MANY,
+            help="Generations with all layers perturbed, on several prompts.",
+            rich_help_panel=_EFFORT,
+        ),
     ] = 6,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="For everything, loading excepted.", rich_help_panel=_EFFORT)
+        float | None, typer.Option(min=0.1, max=1e6, help="For everything, loading excepted.", rich_help_panel=_EFFORT)
     ] = None,
     validate: Annotated[
         int, typer.Option(min=0, help="Prompts to check the plan on, with another seed.", rich_help_panel=_EFFORT)
@@ -110,6 +123,7 @@ def calibrate(
     Watches dense generations of the prompts, scores every candidate on the way, perturbs single layers to learn what
     an error there does to the video, times every candidate, solves, and checks its own prediction on another seed.
     """
+    from ..calibration.observations import Observations
     from ..files import write_json
 
     budget = bud.one_budget(speedup=speedup, seconds=seconds, density=density, max_error=max_error, psnr=psnr)
@@ -120,6 +134,9 @@ def calibrate(
     check_combination(linear, budget, target_gpu, caches)
     kept = output.with_suffix(".observations.safetensors") if state is None else state
     opt.check_outputs(output, kept, html, json)
+    check_caches(caches)
+    if kept.exists():
+        Observations.load(kept)  # whether it is of this run is known later; whether it is one at all, now
     inputs = Inputs.read(context)
     from ..calibration.candidates import load_candidates
     from ..calibration.predicted import find_gpu

@@ -36,7 +36,8 @@ def compare(
         typer.Option(min=0, help="Prompts that get the two control runs [default: all].", rich_help_panel=_COMPARISON),
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Times each is run; the fastest counts.", rich_help_panel=_COMPARISON)
+        int,
+        typer.Option(min=1, max=opt.MANY, help="Times each is run; the fastest counts.", rich_help_panel=_COMPARISON),
     ] = 1,
     seed: opt.Seed = 0,
     json: Annotated[
@@ -76,11 +77,9 @@ def compare(
     Every prompt runs dense and by the plan from the same seed, after a warm-up. Controls give the scale: the same
     dense run again (the noise floor), a dense run with one step fewer, and the dense video of another prompt.
     """
-    from ..files import check_writable, write_json
+    from ..files import write_json
 
-    for path in (json, sheet, html):
-        if path is not None:
-            check_writable(path)
+    opt.check_outputs(json, sheet, html)
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"the sheet {sheet} does not end in .png; name it {sheet.stem}.png")
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
@@ -121,6 +120,8 @@ def compare(
         settings["linear"] = None if chosen.linear is None else str(chosen.linear)
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
     notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
+    if "sound" in settings:
+        notes.append("The model makes sound, too; it is neither compared nor in the page.")
     result = {
         "model": opened.name,
         "machine": opt.machine(),

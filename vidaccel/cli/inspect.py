@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _GRID = "21x30x52"  # of 81 frames of 480x832 in Wan
+#: Tokens of the largest grid that is shown: masks grow with its square, and take a minute of it on two cores.
+_MOST_TOKENS = 1 << 19
+#: Layers and heads of the largest heat-map.
+_MOST_ROWS = 1000
 
 
 def inspect(
@@ -28,21 +33,24 @@ def inspect(
         typer.Option(metavar="FxHxW", help=f"Token grid for densities [default: the plan's, else {_GRID}]."),
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="Layers to draw [default: the model's, else those rules tell apart].")
+        int | None,
+        typer.Option(min=1, max=_MOST_ROWS, help="Layers to draw [default: the model's, else those rules tell apart]."),
     ] = None,
     heads: Annotated[
-        int | None, typer.Option(min=1, help="Heads to draw [default: the model's, else those rules tell apart].")
+        int | None,
+        typer.Option(min=1, max=_MOST_ROWS, help="Heads to draw [default: the model's, else those rules tell apart]."),
     ] = None,
 ) -> None:
     """Show a plan: what it was made for, its rules, the density of each pattern, and a heat-map."""
+    from .. import report
     from ..files import check_writable
 
     if output is not None:
+        report.check_heatmap_path(output)
         check_writable(output)
     chosen = opt.read_plan(plan)
     from rich.table import Table
 
-    from .. import report
     from ..layout import TokenLayout
 
     layout = TokenLayout.of(_grid(grid, chosen), chosen.tile)
@@ -67,9 +75,18 @@ def inspect(
 def _grid(text: str | None, plan: Plan) -> VideoGrid:
     from ..types import VideoGrid
 
-    if text is None and plan.fingerprint is not None and plan.fingerprint.grid is not None:
-        return plan.fingerprint.grid
-    parts = (text or _GRID).lower().split("x")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--grid is {text!r}; give frames x height x width in tokens, for example {_GRID}")
-    return VideoGrid(*map(int, parts))
+    made_for = None if plan.fingerprint is None else plan.fingerprint.grid
+    if text is None and made_for is not None:
+        sizes, what = tuple(made_for), "the plan's grid"
+    else:
+        text, what = _GRID if text is None else text, "--grid"
+        parts = text.lower().split("x")
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            raise ConfigError(f"--grid is {text!r}; give frames x height x width in tokens, for example {_GRID}")
+        sizes = tuple(map(int, parts))
+    if math.prod(sizes) > _MOST_TOKENS:
+        raise ConfigError(
+            f"{what} has {math.prod(sizes):,} tokens, and densities are shown for at most {_MOST_TOKENS:,}; give a"
+            f" smaller --grid, for example {_GRID}"
+        )
+    return VideoGrid(*sizes)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ConfigError
 from .console import console
 
 __all__ = ["models"]
@@ -20,6 +21,9 @@ def models(
 ) -> None:
     """List the model families vidaccel knows, what is patched in them, and what is not and why."""
     import json as codec
+
+    if markdown and (json or count):
+        raise ConfigError("--markdown prints a whole page; leave out --json and --count")
 
     from ..patchers import catalogue
 

@@ -30,6 +30,9 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
+#: The most repeats, probes and the like: more are a slip of the finger, and would never end.
+MANY = 10_000
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -54,8 +57,10 @@ Compile = Annotated[
 NegativePrompt = Annotated[str | None, typer.Option(help="What not to show.", rich_help_panel=VIDEO)]
 Height = Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=VIDEO)]
 Width = Annotated[int | None, typer.Option(min=1, help="Pixels.", rich_help_panel=VIDEO)]
-NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames to ask the pipeline for.", rich_help_panel=VIDEO)]
-NumInferenceSteps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.", rich_help_panel=VIDEO)]
+NumFrames = Annotated[
+    int | None, typer.Option(min=1, max=100_000, help="Frames to ask the pipeline for.", rich_help_panel=VIDEO)
+]
+NumInferenceSteps = Annotated[int | None, typer.Option(min=1, max=MANY, help="Denoising steps.", rich_help_panel=VIDEO)]
 GuidanceScale = Annotated[
     float | None, typer.Option(callback=_finite, help="Strength of the prompt.", rich_help_panel=VIDEO)
 ]
@@ -71,7 +76,9 @@ Arg = Annotated[
 Seed = Annotated[int, typer.Option(min=SEEDS[0], max=SEEDS[1], help="Of the starting noise.", rich_help_panel=VIDEO)]
 Fps = Annotated[
     float | None,
-    typer.Option(min=0.1, callback=_finite, help="Frames per second [default: the model's].", rich_help_panel=OUTPUT),
+    typer.Option(
+        min=0.1, max=1000.0, callback=_finite, help="Frames per second [default: the model's].", rich_help_panel=OUTPUT
+    ),
 ]
 VideoOutput = Annotated[Path, typer.Option("--output", "-o", help="The .mp4 file.", rich_help_panel=OUTPUT)]
 Strict = Annotated[

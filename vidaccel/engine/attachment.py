@@ -52,6 +52,8 @@ class Attachment(NotPickled):
         self.attributes: list[tuple[nn.Module, str]] = []
         #: (module, name) of buffers of ours.
         self.buffers: list[tuple[nn.Module, str]] = []
+        #: The threads in which a forward pass of the model goes on.
+        self.threads: set[int] = set()
         #: Why the model cannot be copied while it is patched, or ``None``.
         self.not_copied: str | None = None
         self._undo: list[Callable[[], Any]] = []

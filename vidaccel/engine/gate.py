@@ -20,7 +20,7 @@ from .handles import GATES
 from .noise_level import noise_level, why_doubtful
 from .ops import enter, leave
 from .parallel import Ranks
-from .pipeline_call import PipelineCall, is_going_on, pipeline_call, runs_elsewhere
+from .pipeline_call import PipelineCall, is_going_on, pipeline_call
 from .runs import DenoisingRun
 from .session import Session
 
@@ -128,6 +128,7 @@ class ForwardGate(NotPickled):
         """What :meth:`enter` does when it runs."""
         session, attachment = self.session, self._attachment()
         assert attachment is not None  # it lives in the model
+        attachment.threads.add(threading.get_ident())
         if isinstance(level, torch.Tensor):
             refuse_capture(level)
         in_place = self._check_processors(attachment)
@@ -153,6 +154,9 @@ class ForwardGate(NotPickled):
     def left(self, output: torch.Tensor | None) -> None:
         """What :meth:`leave` does when it runs."""
         context, self.transformer.context = self.context, None
+        attachment = self._attachment()
+        if attachment is not None:
+            attachment.threads.discard(threading.get_ident())
         if context is not None and output is not None and self.notes_output:
             context.run.curvature(self.transformer.name, context.moment).note(output)
 
@@ -188,7 +192,8 @@ class ForwardGate(NotPickled):
         if not getattr(model, "is_cache_enabled", False):
             return
         of = None if before is None or before[1] is None else before[1]()
-        if runs_elsewhere(model) or (of is not None and of is not call and is_going_on(of)):
+        elsewhere = attachment.threads - {threading.get_ident()}
+        if elsewhere or (of is not None and of is not call and is_going_on(of)):
             raise PatchError(
                 f"two runs at once on one {type(model).__name__} would mix in its step cache, whose state lies on the"
                 " model; run one after the other, give each a transformer of its own, or leave the cache out"

@@ -5,10 +5,15 @@ levels repeat (a run of one step, Heun's second evaluation, a run that was inter
 interrupted run left, and the pipeline that runs may be another than the one that was patched. So a forward pass looks
 up the stack for the ``__call__`` of an object that holds the transformer. No class is changed for it, and no flag is
 set that an interrupted run could leave behind.
+
+Only the stack of the own thread is ever looked at. Python 3.11 crashes where one thread takes frames of another that is
+about to leave them (``sys._current_frames``), and the local variables of a running frame are not safe to read from
+another thread in any version before 3.13.
 """
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import threading
@@ -20,9 +25,10 @@ from typing import Any
 from torch import nn
 
 from ..errors import PatchError
+from .attachment import attachment_of
 from .unwrap import unwrapped
 
-__all__ = ["PipelineCall", "check_idle", "is_going_on", "pipeline_call", "runs_elsewhere"]
+__all__ = ["PipelineCall", "check_idle", "is_going_on", "pipeline_call"]
 
 _MARK = "_vidaccel_call"
 
@@ -35,11 +41,13 @@ class PipelineCall:
         pipeline: the object.
 
     Attributes:
+        thread: the thread it runs in.
         runs: what belongs to the call, by owner.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
+        self.thread = threading.get_ident()
         self.runs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._held: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
@@ -71,38 +79,51 @@ def pipeline_call(model: nn.Module) -> PipelineCall | None:
 def check_idle(pipe: Any, models: Sequence[nn.Module], what: str) -> None:
     """Refuses while one of the transformers, or a pipeline that holds one, runs: in this thread or in another.
 
+    In another thread only what is patched is seen. The first patch of a transformer that runs there holds from its next
+    forward pass on: a pass that began without us runs to its end as it began.
+
     Args:
         pipe: the pipeline that is asked for, or ``None``.
+        models: its transformers.
         what: what was asked for, ``"patch"`` or ``"unpatch"``.
 
     Raises:
         PatchError: if it runs.
     """
-    for thread, top in sys._current_frames().items():
-        for frame in _stack(top):
-            owner = _running(frame, pipe, models)
-            if owner is not None:
-                where = "in a callback of it" if thread == threading.get_ident() else "in another thread"
-                raise PatchError(
-                    f"{type(owner).__name__} is running, and this {what} came {where}; call vidaccel.{what}(pipe)"
-                    " before or after the run"
-                )
-
-
-def runs_elsewhere(module: nn.Module) -> bool:
-    """Whether a forward pass of the module goes on in another thread."""
-    mine = threading.get_ident()
-    return any(
-        frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module
-        for thread, top in sys._current_frames().items()
-        if thread != mine
-        for frame in _stack(top)
-    )
+    own = (_running(frame, pipe, models) for frame in _stack(sys._getframe(1)))
+    owner, where = next((found for found in own if found is not None), None), "in a callback of it"
+    if owner is None:
+        owner, where = _running_elsewhere(pipe, models), "in another thread"
+    if owner is not None:
+        raise PatchError(
+            f"{type(owner).__name__} is running, and this {what} came {where}; call vidaccel.{what}(pipe) before or"
+            " after the run"
+        )
 
 
 def is_going_on(call: PipelineCall) -> bool:
-    """Whether a call has not returned. One that failed has, although a traceback may keep its frame."""
-    return any(_marks.get(id(frame)) is call for top in sys._current_frames().values() for frame in _stack(top))
+    """Whether a call of any thread has not returned. One that failed has, although a traceback may keep its frame."""
+    if sys.version_info < (3, 11):  # the collector knows all frames there, and those of other threads are safe to take
+        return any(_marks.get(id(frame)) is call for top in sys._current_frames().values() for frame in _stack(top))
+    # The call is among the variables of its frame, and the collector knows a frame only when it is left
+    variables = [holder for holder in gc.get_referrers(call) if type(holder) is dict]
+    return bool(variables) and not any(isinstance(holder, FrameType) for holder in gc.get_referrers(*variables))
+
+
+def _running_elsewhere(pipe: Any, models: Sequence[nn.Module]) -> Any:
+    """The pipeline or patched transformer that runs in another thread, or ``None``."""
+    mine = threading.get_ident()
+    for model in models:
+        attachment = attachment_of(model)
+        if attachment is not None and attachment.threads - {mine}:
+            return model
+    for reference in _marks.valuerefs():
+        call = reference()
+        if call is None or call.thread == mine:
+            continue
+        if (call.pipeline is pipe or any(call.holds(model) for model in models)) and is_going_on(call):
+            return call.pipeline
+    return None
 
 
 def _running(frame: FrameType, pipe: Any, models: Sequence[nn.Module]) -> Any:

@@ -236,9 +236,9 @@ def _check_steps(pipe: Any, arguments: Mapping[str, Any]) -> None:
 def _check_positions(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """Some transformers have a table of rotary positions; past its end they fail in a tensor operation."""
     config = getattr(getattr(pipe, "transformer", None), "config", None)
-    places, patch = getattr(config, "rope_max_seq_len", None), getattr(config, "patch_size", ())
+    places, patch = getattr(config, "rope_max_seq_len", None), getattr(config, "patch_size", None)
     space, time = (getattr(pipe, f"vae_scale_factor_{axis}", None) for axis in ("spatial", "temporal"))
-    if not isinstance(places, int) or not isinstance(space, int) or not isinstance(time, int):
+    if not all(isinstance(size, int) for size in (places, space, time)) or not isinstance(patch, list | tuple):
         return
     most = {"num_frames": (places * patch[0] - 1) * time + 1}
     most |= {name: places * edge * space for name, edge in zip(_EDGES, patch[1:], strict=True)}

@@ -27,6 +27,12 @@ DTYPES: dict[str, torch.dtype] = {
 
 #: How files of weights end.
 _WEIGHT_FILES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
+_INDEX = "model_index.json"
+_MODULAR = "modular_model_index.json"  # of a ModularPipeline, whose folder has no other
+
+
+#: VAEs that diffusers can only run in tiles, and by default does not; a generation would fail at its very end.
+_ONLY_TILED = ("AutoencoderKLAllegro",)
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -62,8 +68,8 @@ def check_model(model: str | os.PathLike[str]) -> str:
         )
     if folder.is_file():
         raise ConfigError(_say_single_file(folder))
-    index = folder / "model_index.json"
-    if not index.is_file():
+    index = next((folder / name for name in (_INDEX, _MODULAR) if (folder / name).is_file()), None)
+    if index is None:
         above = " and is a part of one, so give the folder above it" if (folder / "config.json").is_file() else ""
         raise ConfigError(
             f"{text} is not a diffusers pipeline: it has no model_index.json{above or '; give a folder that has one'}"
@@ -108,10 +114,12 @@ def _say_single_file(path: Path) -> str:
 def pipeline_class(model: str | os.PathLike[str]) -> type | None:
     """The class of a pipeline in a folder, which is known before it is loaded; ``None`` for one of the hub.
 
+    ``None`` for a modular one, too: what it takes is known from its blocks.
+
     Raises:
         ConfigError: see :func:`check_model`.
     """
-    index = Path(check_model(model)) / "model_index.json"
+    index = Path(check_model(model)) / _INDEX
     if not index.is_file():
         return None
     import diffusers
@@ -143,20 +151,46 @@ def load_pipeline(
     name = check_model(model)
     if cpu_offload and device.type == "cpu":
         raise ConfigError("cpu offload keeps weights off an accelerator, and the device is the CPU; leave it out")
+    for lora in loras:
+        _check_lora(lora)
     # newer diffusers call the argument dtype and warn about its old name, older ones know only that
     keyword = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
     try:
-        pipe = pipeline_utils.DiffusionPipeline.from_pretrained(name, use_safetensors=True, **{keyword: dtype})
+        if (Path(name) / _MODULAR).is_file() and not (Path(name) / _INDEX).is_file():
+            pipe = _load_modular(name, **{keyword: dtype})
+        else:
+            pipe = pipeline_utils.DiffusionPipeline.from_pretrained(name, use_safetensors=True, **{keyword: dtype})
     except _LOADING_ERRORS as error:
         raise ConfigError(f"{name} could not be loaded: {_first_line(error)}") from error
+    vae = getattr(pipe, "vae", None)
+    if vae is not None and type(vae).__name__ in _ONLY_TILED:
+        vae.enable_tiling()
     for number, lora in enumerate(loras):
         _load_lora(pipe, lora, f"lora_{number}")
     if len(loras) > 1:
         pipe.set_adapters([f"lora_{number}" for number in range(len(loras))])
+    if cpu_offload and not hasattr(pipe, "enable_model_cpu_offload"):
+        raise ConfigError(
+            f"{type(pipe).__name__} is modular and cannot be offloaded as a whole; leave out --cpu-offload"
+        )
     if cpu_offload:
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
+    return pipe
+
+
+def _load_modular(name: str, **options: Any) -> Any:
+    import diffusers
+
+    pipe = diffusers.ModularPipeline.from_pretrained(name)
+    pipe.load_components(use_safetensors=True, **options)
+    # what could not be loaded is only logged by diffusers, and missed in the middle of a run
+    missing = [part for part in pipe.pretrained_component_names if getattr(pipe, part, None) is None]
+    if missing:
+        raise ConfigError(
+            f"{name} could not be loaded: {', '.join(missing)} could not be read; save the pipeline again"
+        )
     return pipe
 
 
@@ -185,12 +219,15 @@ def _loading_errors() -> tuple[type[Exception], ...]:
 _LOADING_ERRORS = _loading_errors()
 
 
-def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
-    if not hasattr(pipe, "load_lora_weights"):
-        raise ConfigError(f"{type(pipe).__name__} cannot take LoRA weights; leave out --lora")
+def _check_lora(lora: str) -> None:
     looks_local = lora.endswith(".safetensors") or lora.startswith((".", "/", "~")) or lora.count("/") != 1
     if looks_local and not Path(lora).exists():
         raise ConfigError(f"there is no LoRA {lora}; give a .safetensors file or a hub id of the form owner/name")
+
+
+def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ConfigError(f"{type(pipe).__name__} cannot take LoRA weights; leave out --lora")
     try:
         pipe.load_lora_weights(lora, adapter_name=adapter, use_safetensors=True)
     except Exception as error:
