@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ConfigError, OutputError, StrictError
+from .kept import expect
 
 if TYPE_CHECKING:
     from ..configs.plan import Plan
@@ -89,6 +90,12 @@ def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None
     from ..pipelines.batch import make_clips
 
     make_folder(folder)
+
+    def finished() -> str:
+        count = sum(clip.record.exists() for clip in clips)
+        return f"{count} finished of {len(clips)} clips in {folder}" if count else ""
+
+    expect(goes_on=finished)
     mine = team.share.of(clips)
     name = "clips.jsonl" if team.share.count == 1 else f"clips.{team.share.index}.jsonl"
     counts: dict[str, int] = {"made": 0, "found": 0, "failed": 0}

@@ -16,6 +16,7 @@ from .calibration_tables import print_result
 from .command import command_line, now
 from .inputs import Inputs
 from .joint import CacheList, Joint, check_caches, choose_jointly, with_calls
+from .kept import expect
 from .linears import LinearWord, check_combination, precisions
 from .progress import Progress
 from .validation import Validation
@@ -143,6 +144,7 @@ def calibrate(
 
     chosen = None if candidates is None else load_candidates(candidates)
     target = None if target_gpu is None else find_gpu(target_gpu).name
+    expect(output, html, json, goes_on=lambda: f"the observations in {kept}" if kept.exists() else "")
     ready = inputs.open()
     pipe = ready.opened.pipe
     from .. import report

@@ -10,6 +10,7 @@ import typer
 from ..errors import ConfigError
 from . import options as opt
 from .inputs import Inputs
+from .kept import expect
 from .progress import Progress
 
 _SHOWN = 10
@@ -58,6 +59,7 @@ def check(
     from ..calibration.observations import Observations
 
     made_from = Observations.load(beside) if beside.exists() else None
+    expect(json)
     ready = inputs.open()
     from ..calibration.drift import measure_drift
 

@@ -12,6 +12,7 @@ from . import options as opt
 from .arguments import call_arguments, check_early, read_image
 from .command import command_line, now
 from .console import console
+from .kept import expect
 from .prompts import read_prompts
 
 _COMPARISON = "Comparison"
@@ -89,6 +90,7 @@ def compare(
     trained = opt.read_weight_files(weights)
     picture = read_image(image)
     check_early(model, context, picture)
+    expect(json, sheet, html)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
     from rich.progress import track
 

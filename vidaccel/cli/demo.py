@@ -10,6 +10,7 @@ import typer
 from ..errors import ConfigError
 from . import options as opt
 from .console import console
+from .kept import expect
 
 __all__ = ["demo"]
 
@@ -44,6 +45,7 @@ def demo(
     sheet, beside = output.with_suffix(".png"), output.with_suffix(".json")
     if output.parent.exists():
         opt.check_outputs(output, dense_path, sheet, beside)
+    expect(output, dense_path, sheet, beside)
     typer.echo("loading the small model", err=True)
     opened = opt.open_pipeline(None, dtype=None, device=None)
     make_folder(output.parent)

@@ -11,6 +11,7 @@ import typer
 from ..errors import ConfigError
 from . import options as opt
 from .arguments import call_arguments, check_early, input_files, read_image
+from .kept import expect
 from .prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def generate(
     session = patch(opened.pipe, chosen, strict=strict, allow_mismatch=allow_mismatch, weights=trained)
     check_call(opened.pipe, arguments, several=True)
     if team is None:
-        opt.check_outputs(*clip_paths(target, arguments.get("num_videos_per_prompt", 1)))
+        videos = clip_paths(target, arguments.get("num_videos_per_prompt", 1))
+        opt.check_outputs(*videos)
+        expect(*videos, target.with_suffix(".json"))
     rate = opened.frame_rate(arguments) if fps is None else FrameRate(fps)
     asked = num_frames if num_frames is not None or "num_frames" in opened.defaults else arguments.get("num_frames")
     work = _Work(opened, chosen, session, stepping, asked, rate, input_files(context))

@@ -11,6 +11,7 @@ import typer
 from ..errors import ConfigError
 from . import options as opt
 from .console import console
+from .kept import expect
 
 if TYPE_CHECKING:
     from ..configs.plan import Plan
@@ -48,6 +49,7 @@ def inspect(
     if output is not None:
         report.check_heatmap_path(output)
         check_writable(output)
+    expect(output)
     chosen = opt.read_plan(plan)
     from rich.table import Table
 

@@ -22,6 +22,7 @@ from .demo import demo
 from .doctor import doctor
 from .generate import generate
 from .inspect import inspect
+from .kept import expecting, say_interrupted
 from .models import models
 from .solve import solve
 
@@ -52,18 +53,19 @@ class _OneSentence(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; expected errors end here."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), expecting():
                 warnings.showwarning = _shown
-                return super().invoke(ctx)
+                try:
+                    return super().invoke(ctx)
+                except KeyboardInterrupt:
+                    typer.echo(say_interrupted(), err=True)
+                    ctx.exit(130)
         except VidaccelError as error:
             typer.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except _USAGE_ERROR as error:
             _say_usage_error(error)
             ctx.exit(2)
-        except KeyboardInterrupt:
-            typer.echo("interrupted; no output was written", err=True)
-            ctx.exit(130)
         except RuntimeError as error:
             # torch's class for it exists only once torch is imported; nothing else in here imports torch
             if type(error).__name__ != "OutOfMemoryError":

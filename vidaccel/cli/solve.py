@@ -14,6 +14,7 @@ from .calibration_tables import cache_table, front_table
 from .command import command_line
 from .console import console
 from .joint import CacheList
+from .kept import expect
 
 
 def solve(
@@ -34,6 +35,7 @@ def solve(
     """Solve stored observations for a budget: another plan in seconds. Without a budget, show the whole front."""
     from ..files import write_json
 
+    expect(output, json)
     opt.check_outputs(observations if observations.exists() else None, output, json)
     given = {"speedup": speedup, "seconds": seconds, "density": density, "max_error": max_error}
     wanted = any(value is not None for value in given.values())
