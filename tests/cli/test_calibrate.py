@@ -78,7 +78,7 @@ def test_from_prompts_to_plan_page_and_other_plans(
         assert load_plan(other).name == str(density)
         errors.append(json.loads(told.read_text())["predicted"]["error"])
     assert errors == sorted(errors, reverse=True) and errors[-1] == 0
-    assert "least predicted error by cost" in vidaccel("solve", observations).output
+    assert "predicted error of the solver's plans by cost" in vidaccel("solve", observations).output
 
     # for a GPU that is not here
     told = tmp_path / "h200.json"

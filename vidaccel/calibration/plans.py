@@ -135,7 +135,7 @@ class Choices:
         return self.frontier.at(budget)
 
     def for_seconds(self, total: float) -> Solution:
-        """The choice of least error with which a generation takes at most ``total`` seconds.
+        """The solver's choice of the least error it finds, with which a generation takes at most ``total`` seconds.
 
         Of many points of the front, because a layer of several policies takes longer than their mean.
 
@@ -164,11 +164,11 @@ class Choices:
         return found
 
     def for_speedup(self, speedup: float) -> Solution:
-        """The choice of least error at ``speedup`` times the speed of the dense generation."""
+        """The same at ``speedup`` times the speed of the dense generation."""
         return self.for_seconds(self.dense_seconds / speedup)
 
     def for_error(self, error: float) -> Solution:
-        """The least cost with a predicted relative latent error of at most ``error``."""
+        """The least cost the solver finds with a predicted relative latent error of at most ``error``."""
         return self.frontier.within(self.transfer.squares(error))
 
     @property

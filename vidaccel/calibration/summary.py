@@ -16,9 +16,12 @@ from .running import must_run
 from .solve import Solution
 from .transfer import Transfer, transfer_of
 
-__all__ = ["add_measured", "calibration_result", "front_points", "provenance"]
+__all__ = ["add_measured", "calibration_result", "doubtful_seconds", "front_points", "provenance"]
 
 _FRONT_POINTS = 60
+#: Seconds that were predicted and measured are as far apart as this only if the machine was not the same for both:
+#: candidates are scaled by what dense attention took in a whole run, which takes care of all that slows them alike.
+_FAR = 1.5
 
 
 def calibration_result(
@@ -104,6 +107,30 @@ def add_measured(
     after = transfer_of(choices.seen)
     found["measured"] = dict(measured)
     found["after_validation"] = {"error": after.error(squares), "transfer": after.to_dict()}
+
+
+def doubtful_seconds(
+    predicted: float | None, dense: float, measured: float | None = None, *, same_device: bool = True
+) -> list[str]:
+    """What must be said about a plan's predicted seconds: that dense is faster, or that the runs took other seconds.
+
+    Args:
+        predicted, dense: seconds of a generation by the plan, as predicted, and of the dense one it was predicted from.
+        measured: of the validation runs.
+        same_device: whether dense was measured where the candidates were timed, and not predicted for another device.
+    """
+    if predicted is None:
+        return []
+    said = []
+    if predicted > dense:
+        what = "the plan is predicted to be slower than dense" + (" here" if same_device else "")
+        said.append(f"{what}: {predicted:.3g} s, dense {dense:.3g} s; --speedup or --seconds chooses by time instead")
+    if measured is not None and not 1 / _FAR < predicted / measured < _FAR:
+        said.append(
+            f"{predicted:.3g} s were predicted and {measured:.3g} s measured: candidates are timed one by one, and this"
+            " machine did something else during one of the two; trust neither before calibrating again on an idle one"
+        )
+    return said
 
 
 def _on_errors(transfer: Transfer) -> list[str]:

@@ -1,4 +1,4 @@
-"""``vidaccel calibrate``: watches the user's model and writes the plan with the least error within a budget."""
+"""``vidaccel calibrate``: watches the user's model and writes a plan of little error within a budget."""
 
 from __future__ import annotations
 
@@ -119,10 +119,13 @@ def calibrate(
     lora: opt.Lora = None,
     cpu_offload: opt.CpuOffload = False,
 ) -> None:
-    """Find the plan with the least error within a budget, for this model, device and video size.
+    """Find a plan of little error within a budget, for this model, device and video size.
 
     Watches dense generations of the prompts, scores every candidate on the way, perturbs single layers to learn what
     an error there does to the video, times every candidate, solves, and checks its own prediction on another seed.
+
+    Of the plans that these candidates make, the chosen one has the least predicted error within its budget or a few per
+    cent more; docs/CALIBRATION.md says where which holds.
     """
     from ..calibration.observations import Observations
     from ..files import write_json
@@ -152,7 +155,7 @@ def calibrate(
     from ..calibration.calibrate import STANDING_DENSITIES, Calibrator, Effort
     from ..calibration.closed_loop import check_heads as check
     from ..calibration.plans import Choices
-    from ..calibration.summary import calibration_result, provenance
+    from ..calibration.summary import calibration_result, doubtful_seconds, provenance
     from ..configs.artifact import save_plan
     from ..pipelines.generate import execution_device
 
@@ -203,8 +206,16 @@ def calibrate(
     result: dict[str, Any] = {"model": ready.opened.name, "machine": opt.machine()}
     result |= {"command": command_line(), "created": now(), "plan": plan.name, "calibration": found}
     result |= _compared(found, made, choices, plan, predicted=target is not None)
+    on_this = target is None
+    timed = (found["predicted"]["seconds"], choices.dense_seconds, (found.get("measured") or {}).get("seconds"))
+    found["notes"] += doubtful_seconds(*timed, same_device=on_this)
     run.seen.save(kept)
     print_result(found)
+    if "summary" in result:
+        # one more dense run of the same command; its request differs in nothing that takes time
+        result["summary"]["dense_runs"].append(run.survey.total)
+        for line in report.remarks(result):
+            typer.echo(f"note: {line}")
     if json is not None:
         write_json(json, result)
     if html is not None:
@@ -264,7 +275,7 @@ def _watch(run: Calibrator, progress: Progress, bounded: bud.Budget | None) -> C
 def _choose(
     choices: Choices, checks: Validation, budget: bud.Budget, stepping: Sequence[str], *, predicted: bool
 ) -> _Made:
-    """The least error within the budget: of plans, or of pairs of plan and step cache, which are run.
+    """The solver's choice within the budget: of plans, or of pairs of plan and step cache, which are run.
 
     Args:
         stepping: the step caches that were measured, none without ``--caches``.

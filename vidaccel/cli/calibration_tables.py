@@ -45,7 +45,7 @@ def front_table(front: Sequence[Mapping[str, float | None]], seconds: str = "sec
     """The Pareto front as a table of at most ten rows; ``seconds`` says what the seconds are."""
     from rich.table import Table
 
-    table = Table(title="least predicted error by cost")
+    table = Table(title="predicted error of the solver's plans by cost")
     for name in ("density", seconds, "error"):
         table.add_column(name, justify="right")
     for point in (front[i] for i in sorted({round(n * (len(front) - 1) / 9) for n in range(10)})):

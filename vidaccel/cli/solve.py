@@ -50,7 +50,7 @@ def solve(
     from ..calibration.observations import Observations
     from ..calibration.plans import Choices
     from ..calibration.predicted import costs_on
-    from ..calibration.summary import calibration_result, front_points, provenance
+    from ..calibration.summary import calibration_result, doubtful_seconds, front_points, provenance
     from ..configs.artifact import save_plan
 
     seen = Observations.load(observations)
@@ -78,10 +78,14 @@ def solve(
         making, solution, predicted = pairs[0].pairing, pairs[0].solution, pairs[0].predicted
         joint = told(measured, pairs, pairs[0], reasons)
         console().print(cache_table(joint))
-    times = ""
+    times, notes = "", list[str]()
     if predicted.total is not None:
         times = f", {predicted.total:.3g} of {choices.dense_seconds:.3g} {choices.costs_told['seconds']}"
+        here = choices.costs_told["origin"] != "predicted"
+        notes = doubtful_seconds(predicted.total, choices.dense_seconds, same_device=here)
     typer.echo(f"{budget}: density {predicted.density:.3f}{times}, predicted latent error {predicted.error:.3g}")
+    for note in notes:
+        typer.echo(f"note: {note}")
     if json is not None:
         found = calibration_result(choices, solution)
         if joint is not None:

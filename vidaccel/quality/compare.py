@@ -13,7 +13,7 @@ from ..pipelines.caches import Cache, enabled
 from ..pipelines.generate import Generation, Request, generate, num_steps
 from ..pipelines.patch import patch
 from .coverage import coverage
-from .figures import FIGURES, quality_figures
+from .figures import BOUNDS, FIGURES, quality_figures
 from .metrics import mean_interval
 from .verdict import verdicts
 
@@ -50,6 +50,8 @@ class Pair:
         controls: the same figures of other dense runs against the dense one, by the name of the control.
         dense_attention: seconds of self-attention in the dense run, from its share of a control run; ``None`` without
             that control.
+        dense_runs: seconds of each dense run of the request, the control "dense again" with them: they do the same, so
+            what is between them is the machine's doing.
     """
 
     request: Request
@@ -59,6 +61,7 @@ class Pair:
     report: Report
     controls: Mapping[str, Mapping[str, float | None]]
     dense_attention: float | None
+    dense_runs: tuple[float, ...] = ()
 
     @property
     def psnr(self) -> float:
@@ -93,6 +96,7 @@ class Pair:
                 "dense": {**self.dense.seconds, "attention": self.dense_attention},
                 "plan": {**self.planned.seconds, "attention": self.report.attention_seconds},
             },
+            "dense_runs": list(self.dense_runs),
             "controls": {name: dict(figures) for name, figures in self.controls.items()},
             "report": self.report.to_dict(),
         }
@@ -162,7 +166,7 @@ def measure_pair(
             planned.append(_patched(pipe, plan, request, cache, **patching))
     best = min(dense, key=lambda run: run.seconds["total"])
     best_planned, report = min(planned, key=lambda run: run[0].seconds["total"])
-    figures, share = _controls(pipe, request, best, controls)
+    figures, share, again = _controls(pipe, request, best, controls)
     return Pair(
         request=request,
         dense=best,
@@ -171,6 +175,7 @@ def measure_pair(
         report=report,
         controls=figures,
         dense_attention=None if share is None else share * best.seconds["total"],
+        dense_runs=(*(run.seconds["total"] for run in dense), *again),
     )
 
 
@@ -199,25 +204,25 @@ def _patched(
 
 def _controls(
     pipe: Any, request: Request, dense: Generation, wanted: Sequence[str]
-) -> tuple[dict[str, dict[str, float | None]], float | None]:
-    """Quality figures of further dense runs against ``dense``, and the share of self-attention in one of them.
+) -> tuple[dict[str, dict[str, float | None]], float | None, tuple[float, ...]]:
+    """Quality figures of further dense runs against ``dense``; the share of self-attention in one of them; its seconds.
 
     `DENSE_AGAIN` goes through the patched code with the dense plan. It must come out bit-identical wherever the
     device's kernels are deterministic; where it does not, that is the noise floor. `ONE_STEP_FEWER` says what a small,
     accepted change of settings costs: a scale to read the plan's figures by.
     """
     figures: dict[str, dict[str, float | None]] = {}
-    share = None
+    share, seconds = None, tuple[float, ...]()
     if DENSE_AGAIN in wanted:
         again, report = _patched(pipe, Plan.dense(), request)
         figures[DENSE_AGAIN] = quality_figures(again, dense)
         # a share, because seconds of two runs do not compare on a machine that is not idle
-        share = report.attention_seconds / again.seconds["total"]
+        share, seconds = report.attention_seconds / again.seconds["total"], (again.seconds["total"],)
     steps = num_steps(pipe, request)
     if ONE_STEP_FEWER in wanted and steps is not None and steps > 1:
         fewer = replace(request, arguments={**request.arguments, "num_inference_steps": steps - 1})
         figures[ONE_STEP_FEWER] = quality_figures(generate(pipe, fewer), dense)
-    return figures, share
+    return figures, share, seconds
 
 
 def _known(figure: float | None) -> float:
@@ -257,7 +262,8 @@ def summarise(plan: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def mean(*path: str) -> dict[str, Any]:
-        return mean_interval([figure for row in rows if (figure := _at(row, path)) is not None]).to_dict()
+        figures = [figure for row in rows if (figure := _at(row, path)) is not None]
+        return mean_interval(figures, BOUNDS[path[2] if path[0] == "controls" else path[0]]).to_dict()
 
     stages = rows[0]["seconds"]["plan"]
     return {
@@ -271,6 +277,7 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name in (*CONTROLS, ANOTHER_PROMPT)
             if any(name in row["controls"] for row in rows)
         },
+        "dense_runs": [seconds for row in rows for seconds in row.get("dense_runs", ())],
     }
 
 

@@ -8,7 +8,7 @@ from .page import check_page_path, render_page, write_page
 from .plans import describe_patterns, heatmap_panels, plan_facts, rule_row, shown_extent
 from .sheets import Strip, contact_sheet, strip_of, write_png
 from .tables import comparison_table, demo_table, seconds_table
-from .words import conclusions
+from .words import conclusions, remarks
 
 __all__ = [
     "Clip",
@@ -24,6 +24,7 @@ __all__ = [
     "draw_heatmap",
     "heatmap_panels",
     "plan_facts",
+    "remarks",
     "render_page",
     "rule_row",
     "seconds_table",

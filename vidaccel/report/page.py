@@ -14,7 +14,7 @@ from .calibration_figures import draw_front, draw_heatmaps, draw_mass, draw_pred
 from .clips import Clip
 from .figures import draw_pairs, draw_stages, pairs_note
 from .svg import Drawing, Drawings
-from .words import LABELS, figure, gains, half_width, has_figure, interval, mean_text
+from .words import LABELS, figure, gains, half_width, has_figure, interval, mean_text, most_by_attention
 
 __all__ = ["check_page_path", "render_page", "write_page"]
 
@@ -95,10 +95,8 @@ def _title(result: Mapping[str, Any]) -> str:
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
     """(name, value, lines to read it by) of what matters most."""
     summary = result["summary"]
-    dense = summary["seconds"]["dense"]
     limits = ["of the whole call"]
-    if dense.get("attention", {}).get("mean"):
-        most = 1 / (1 - dense["attention"]["mean"] / dense["total"]["mean"])
+    if (most := most_by_attention(summary)) is not None:
         limits.append(f"attention alone: at most {most:.2f}×")
     facts = [("speed-up", interval(summary["speedup"]["total"], unit="×"), limits)]
     facts.append(("density", interval(summary["density"], 3), ["kept token pairs,", "dense calls count as 1"]))

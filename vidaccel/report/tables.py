@@ -44,7 +44,7 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
     means += [(summary["density"], 3, ""), (summary["speedup"]["total"], 2, "x")]
     table.add_section()
     table.add_row("mean", *(mean_text(*mean) for mean in means), verdict.get("overall") or "", style="bold")
-    table.add_row("± 95% interval", *(half_width(mean, digits) for mean, digits, _ in means))
+    table.add_row("95% interval", *(half_width(mean, digits) for mean, digits, _ in means))
     for name, control in summary["controls"].items():
         shown = [mean_text(control[figure], digits) if figure in control else "-" for figure, digits in columns]
         table.add_row(f"control: {name}", *shown, "1.000", "")
