@@ -18,8 +18,8 @@ OLD_NEEDS := httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 anyio==4.16.0 certifi==20
 # libraries that quantise Linears: beside the environment, because diffusers imports torchao, which takes seconds
 QUANTISERS := torchao bitsandbytes gguf
 
-.PHONY: help venv demo check test test-all test-python test-kernels test-diffusers test-linear fuzz package lint style types \
-	format bench clean
+.PHONY: help venv demo check test test-all test-most test-python test-settings test-kernels test-kernels-most \
+	test-diffusers test-linear fuzz package lint style types format bench clean
 
 help:
 	@echo "make venv      the environment in $(VENV), with the versions of constraints.txt"
@@ -30,6 +30,8 @@ help:
 	@echo "make test-all  every test in every environment, which are: test-python, test-kernels (on the oldest Triton and"
 	@echo "               the newest), test-diffusers (the families on the oldest diffusers), test-linear (with the"
 	@echo "               libraries that quantise Linears)"
+	@echo "make test-settings  make test's Python tests under other vector units, libraries and numbers of threads: for"
+	@echo "               the night; writes docs/SETTINGS.md"
 	@echo "make fuzz      10,000 random attention calls against float64 (20 minutes; FUZZ_SEED=7 for other ones): for the night"
 	@echo "make package   builds wheel and sdist, installs each in a clean environment and uses it (minutes, downloads)"
 	@echo "make lint      style and types (ruff, mypy); make format repairs the style"
@@ -59,6 +61,10 @@ test-all: test-python test-kernels test-diffusers test-linear
 
 test-most: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+# the tests under each setting of the CPU's arithmetic, most of an hour; the page names the last run
+test-settings: $(STAMP)
+	@$(BIN)/python -m tests.settings --jobs $(JOBS) --write docs/SETTINGS.md
 
 test-python: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS)

@@ -15,6 +15,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import arithmetic
+
 # the same examples in every run, so that a failure is seen again; slow machines are no failure
 settings.register_profile(
     "vidaccel", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -24,7 +26,12 @@ settings.load_profile("vidaccel")
 
 def pytest_configure(config: pytest.Config) -> None:
     """One thread a process: the tensors are tiny, and threads that wait for each other are far slower than one."""
-    torch.set_num_threads(1)
+    arithmetic.apply()
+
+
+def pytest_report_header() -> str:
+    """What the numbers of this run come from."""
+    return f"arithmetic: {arithmetic.described()}"
 
 
 @pytest.fixture(autouse=True)

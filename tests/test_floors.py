@@ -18,6 +18,7 @@ FLOORS = {
     "types": 0,
     "files": 0,
     "device": 0,
+    "discovery": 0,
     "layout": 1,
     "axisrule": 1,
     "blockmask": 1,

@@ -26,7 +26,7 @@ __all__ = [
     "cpu_bf16_is_fast",
     "default_dtype",
     "device_info",
-    "usable_device",
+    "find_device",
 ]
 
 #: The packages whose versions matter to a run.
@@ -153,43 +153,38 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
     return base / "vidaccel"
 
 
+def find_device(name: str) -> torch.device:
+    """The device of that name, which torch can use here.
+
+    Raises:
+        ConfigError: if it cannot; the message lists those that it can.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"there is no device {name!r}; here are {', '.join(_usable())}") from None
+    try:
+        if device.type == "meta":  # it has shapes and no numbers
+            raise RuntimeError
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch's own words are many lines
+        raise ConfigError(f"torch cannot use the device {name!r} here; it can use {', '.join(_usable())}") from None
+    return device
+
+
+def _usable() -> list[str]:
+    import torch
+
+    others = [kind for kind in ("mps", "xpu") if getattr(torch, kind).is_available()]
+    return ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count())), *others]
+
+
 @cache
 def cpu_bf16_is_fast() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware; ``False`` where the system does not say."""
     return not _BF16_FLAGS.isdisjoint(_cpu_fields().get("flags", "").split())
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of that name, if tensors can be made on it.
-
-    Raises:
-        ConfigError: if there is none; the message lists those there are. torch's own words are a page for some.
-    """
-    import torch
-
-    found = ", ".join(_devices())
-    try:
-        device = torch.device(name)
-    except (RuntimeError, ValueError):
-        raise ConfigError(f"there is no device {name!r}; this machine has {found}") from None
-    if device.type == "meta" or (device.type == "cpu" and device.index):
-        what = "holds no numbers" if device.type == "meta" else "is not one of several: the CPU is one device"
-        raise ConfigError(f"the device {name!r} {what}; this machine has {found}")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise ConfigError(
-            f"the device {name!r} cannot be used here: torch finds {found}; give one of these, or see vidaccel doctor"
-        ) from None
-    return device
-
-
-def _devices() -> list[str]:
-    import torch
-
-    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    found += [f"xpu:{number}" for number in range(torch.xpu.device_count())]
-    return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:

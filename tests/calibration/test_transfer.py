@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidaccel.calibration.summary import doubtful_seconds
 from vidaccel.calibration.transfer import Point, Transfer, fit
 
 SIZES = (0.02, 0.3)
@@ -46,21 +45,3 @@ def test_a_large_error_saturates() -> None:
 def test_nothing_known_changes_nothing() -> None:
     found = fit([Point("a", 0.0, 0.0)])
     assert found == Transfer() and found.error(0.04) == pytest.approx(0.2) and found.squares(0.2) == pytest.approx(0.04)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "says"),
-    [
-        ((None, 4.41, None), []),
-        ((4.0, 4.41, 4.2), []),
-        ((48.2, 4.41, None), ["slower than dense here: 48.2 s, dense 4.41 s"]),
-        ((46.8, 4.9, 4.8), ["slower than dense", "46.8 s were predicted and 4.8 s measured"]),
-        ((2.0, 4.9, 4.8), ["2 s were predicted and 4.8 s measured"]),
-    ],
-)
-def test_seconds_that_cannot_be_are_remarked(
-    seconds: tuple[float | None, float, float | None], says: list[str]
-) -> None:
-    """48.2 of 4.41 seconds, and 46.8 s predicted where 4.8 were measured, used to stand there without a word."""
-    said = doubtful_seconds(*seconds)
-    assert len(said) == len(says) and all(words in line for words, line in zip(says, said, strict=True))

@@ -78,7 +78,7 @@ def test_from_prompts_to_plan_page_and_other_plans(
         assert load_plan(other).name == str(density)
         errors.append(json.loads(told.read_text())["predicted"]["error"])
     assert errors == sorted(errors, reverse=True) and errors[-1] == 0
-    assert "predicted error of the solver's plans by cost" in vidaccel("solve", observations).output
+    assert "predicted error by cost, along the front" in vidaccel("solve", observations).output
 
     # for a GPU that is not here
     told = tmp_path / "h200.json"
@@ -123,7 +123,7 @@ def test_what_is_refused(refused: Callable[..., str], common: tuple[Any, ...], t
     told = refused("calibrate", *common, *out, "--density", 0.5, "--state", damaged)
     assert "truncated" in told and damaged.read_bytes() == b"nothing"
     same = refused("solve", damaged, "--density", 0.5, "-o", damaged)
-    assert "is named for two files" in same and damaged.read_bytes() == b"nothing"
+    assert "is the observations themselves" in same and damaged.read_bytes() == b"nothing"
     assert "--validate is 0" in refused("calibrate", *common, *out, "--psnr", 30, "--validate", 0)
     assert not (tmp_path / "p.safetensors").exists()
     assert "is dense everywhere" in refused("check", "dense", *common[:7], "--prompt", "a")

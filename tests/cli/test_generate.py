@@ -166,7 +166,7 @@ def test_bad_models_plans_and_devices_are_one_sentence(
     assert "cut.safetensors" in run("--plan", truncated)
     assert "missing.safetensors" in run("--plan", tmp_path / "missing.safetensors")
     assert "dtype is 'int3'" in run("--dtype", "int3")
-    assert "device 'warp' cannot be used" in run("--device", "warp")
+    assert "there is no device 'warp'; here are cpu" in run("--device", "warp")
     assert "leave it out" in run("--cpu-offload")
     assert "takes no argument frame_rate" in run("--arg", "frame_rate=8")
     assert "takes no argument image" in run("--image", picture(tmp_path / "cat.png"))

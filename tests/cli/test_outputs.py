@@ -18,6 +18,7 @@ from tests.patchers.test_zoo import CASES
 from tests.probe import AAC_FRAME, probe
 from tests.tiny_wan import tiny_text, tiny_wan
 from tests.zoo.case import Case
+from vidaccel.patchers.wan import WanFamily
 from vidaccel.pipelines.call_check import GIVEN
 
 #: What each pipeline's ``encode_prompt`` returns, by the names of the zoo's arguments.
@@ -118,6 +119,7 @@ READY = sorted(
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", READY)
 def test_every_pipeline_is_run_from_the_command_line(saved: Any, generated: Any, name: str) -> None:
     model, options = saved(name)
@@ -171,6 +173,48 @@ def test_a_model_that_is_asked_for_silence_is_silent(saved: Any, generated: Any)
     assert probe(out).rate is None and "sound" not in made and "sound" not in told
 
 
+def test_sound_at_another_rate_than_its_pictures_is_said(saved: Any, generated: Any) -> None:
+    model, small = saved("Kandinsky6TI2VAPipeline")
+    _, made, _ = generated(model, *small, "--fps=12")
+    assert made["notes"] == [
+        "the sound is made for 24 frames per second and the file has 12, so it does not go with the pictures"
+    ]
+    _, made, _ = generated(model, *small, "--arg=frame_rate=12")
+    assert made["fps"] == 12 and not made["notes"]
+
+
+def test_sound_takes_no_part_in_a_comparison_and_that_is_said(saved: Any, vidaccel: Any, tmp_path: Path) -> None:
+    model, small = saved("Kandinsky6TI2VAPipeline")
+    page, figures = tmp_path / "page.html", tmp_path / "figures.json"
+    options = ("--prompt", "a cat", "--plan", "dense", "--dtype=fp32", "--controls=0", *small)
+    result = vidaccel("compare", "-m", model, *options, "--html", page, "--json", figures)
+    note = "The model makes sound, too; it is neither compared nor in the page."
+    assert note in result.stdout and note in json.loads(figures.read_text())["notes"]
+
+
+def test_a_guess_at_the_frame_rate_is_said(tiny_model: Path, generated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WanFamily, "fps", None)
+    out, made, told = generated(tiny_model, *SMALL)
+    assert probe(out).fps == 16 and "note: nobody has told vidaccel the frame rate of WanPipeline" in told
+    _, made, told = generated(tiny_model, *SMALL, "--fps=9")
+    assert made["fps"] == 9 and "nobody has told" not in told
+
+
+def test_the_videos_of_a_page_have_the_models_frame_rate(
+    saved: Any, vidaccel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vidaccel import report
+
+    rates: list[float] = []
+    original = report.clip_of
+    monkeypatch.setattr(report, "clip_of", lambda *given: rates.append(given[-1]) or original(*given))
+    model, small = saved("LTXPipeline")
+    for more in ((), ("--arg=frame_rate=12",)):
+        options = ("--prompt", "a cat", "--plan", "dense", "--dtype=fp32", "--controls=0", *small, *more)
+        vidaccel("compare", "-m", model, *options, "--html", tmp_path / "page.html")
+    assert rates == [25, 12]
+
+
 def test_every_clip_of_a_prompt_is_written(tiny_model: Path, generated: Any) -> None:
     out, made, told = generated(tiny_model, *SMALL, "--arg=num_videos_per_prompt=3")
     files = [out, out.with_name("out-2.mp4"), out.with_name("out-3.mp4")]
@@ -201,7 +245,9 @@ def test_a_folder_of_clips_is_done_when_all_of_a_prompt_are_there(
     assert [line["files"] for line in lines()] == [
         ["001-a-cat.mp4", "001-a-cat-2.mp4"], ["002-a-ball.mp4", "002-a-ball-2.mp4"],
     ]  # fmt: skip
-    assert [line["state"] for line in lines()] == ["found", "found"]
+    found = lines()
+    assert [line["state"] for line in found] == ["found", "found"]
+    assert found[0]["files"] == ["001-a-cat.mp4", "001-a-cat-2.mp4"]
     lost = out / "002-a-ball-2.mp4"
     before = lost.read_bytes()
     lost.unlink()

@@ -34,9 +34,9 @@ class Mine(Family):
 @pytest.fixture(autouse=True)
 def _families() -> Iterator[None]:
     """The registry as it was."""
-    before = list(registry._families)
+    before = list(registry._registered)
     yield
-    registry._families[:] = before
+    registry._registered[:] = before
 
 
 def model() -> nn.Module:

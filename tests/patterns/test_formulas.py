@@ -6,15 +6,16 @@ blocks, where counting every pair would take too long.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import strategies as st
 
-from tests.cases import layouts, run_cases, tile_members
-from tests.patterns.formulas import FORMULAS, Triple, coordinates, kept_tokens, round_out, round_row
+from tests.cases import tile_members
+from tests.patterns.formulas import FORMULAS, Triple, coordinates, kept_tokens, round_row
+from tests.patterns.rounded import keeps_its_formula, plain, spec_of
 from vidaccel.configs.pattern_spec import PatternSpec
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import build_pattern, pattern_names
@@ -73,53 +74,19 @@ _member = st.sampled_from(sorted(PARAMS)).flatmap(lambda name: st.tuples(st.just
 PARAMS["union"] = st.fixed_dictionaries({"patterns": st.lists(_member, min_size=2, max_size=4).map(tuple)})
 
 
-def _spec(name: str, params: dict[str, Any]) -> PatternSpec:
-    if name == "union":
-        return PatternSpec.make(name, patterns=tuple(_spec(n, p) for n, p in params["patterns"]))
-    return PatternSpec.make(name, **params)
-
-
-def _expected(name: str, params: dict[str, Any], layout: TokenLayout) -> tuple[torch.Tensor, int]:
-    """Kept pairs of video blocks by counting token pairs, and how many token pairs the formula keeps."""
-    grid, tile = _plain(layout)
-    tokens = coordinates(grid)
-    mask = kept_tokens(name, params, grid, tile, tokens, tokens)
-    blocks = tile_members(layout.grid, layout.tile_shape)
-    if name == "union":  # every member is rounded by its own coverage
-        keep = torch.stack([_expected(n, p, layout)[0] for n, p in params["patterns"]]).any(0)
-    else:
-        keep = torch.from_numpy(round_out(mask, blocks, params))
-    return keep | torch.eye(len(blocks), dtype=torch.bool), int(mask.sum())
-
-
-def _plain(layout: TokenLayout) -> tuple[Triple, Triple]:
-    (f, h, w), (t, y, x) = layout.grid, layout.tile_shape
-    return (f, h, w), (t, y, x)
-
-
 def test_every_static_pattern_has_a_formula() -> None:
-    static = {name for name in pattern_names() if not pattern_class(PatternSpec(name)).dynamic}
-    assert {*FORMULAS, "union"} == set(PARAMS) == static
+    assert {*FORMULAS, "union"} == set(PARAMS)
+    for cls in (pattern_class(PatternSpec(name)) for name in pattern_names()):
+        if not cls.dynamic and cls.name not in PARAMS:
+            own = Path(__file__).with_name(f"test_{cls.__module__.rpartition('.')[2]}.py")
+            assert own.exists() and "keeps_its_formula(" in own.read_text(encoding="utf-8"), (
+                f"no formula of the pattern {cls.name}; call keeps_its_formula in tests/patterns/{own.name}"
+            )
 
 
 @pytest.mark.parametrize("name", sorted(PARAMS))
 def test_blocks_are_the_formula_rounded_out(name: str) -> None:
-    def check(layout: TokenLayout, params: dict[str, Any]) -> None:
-        pattern = build_pattern(_spec(name, params))
-        keep, exact = _expected(name, params, layout)
-        assert torch.equal(pattern.video_blocks(layout), keep)
-        sizes = torch.tensor([len(b) for b in tile_members(layout.grid, layout.tile_shape)])
-        kept = int((keep * sizes[:, None] * sizes[None, :]).sum())
-        assert pattern.exact_density(layout) == exact / layout.grid.tokens**2
-        assert pattern.density(layout) == kept / layout.grid.tokens**2
-        assert pattern.rounding(layout) == kept / exact
-        whole = pattern.blocks(layout)
-        video, text = layout.video_blocks, layout.text_blocks
-        assert whole.shape == (layout.num_blocks, layout.num_blocks)
-        assert torch.equal(whole[video, video], keep)
-        assert bool(whole[text].all()) and bool(whole[:, text].all())
-
-    run_cases(name, check, layout=layouts(most=160), params=PARAMS[name])
+    keeps_its_formula(name, PARAMS[name])
 
 
 #: Parameters as plans have them, on grids as models have them.
@@ -151,7 +118,7 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
 def test_blocks_of_large_grids(name: str, params: dict[str, Any], grid: Triple, tile: Triple | None) -> None:
     """Two query blocks, one of them at a ragged corner, against all keys."""
     layout = TokenLayout.of(VideoGrid(*grid), tile and TileShape(*tile))
-    found = build_pattern(_spec(name, params)).video_blocks(layout)
+    found = build_pattern(spec_of(name, params)).video_blocks(layout)
     blocks = tile_members(layout.grid, layout.tile_shape)
     owner = np.empty(layout.grid.tokens, dtype=np.int64)
     for number, members in enumerate(blocks):
@@ -161,7 +128,7 @@ def test_blocks_of_large_grids(name: str, params: dict[str, Any], grid: Triple, 
     def row(number: int, name: str, params: dict[str, Any]) -> Any:
         if name == "union":
             return np.logical_or.reduce([row(number, n, p) for n, p in params["patterns"]])
-        mask = kept_tokens(name, params, *_plain(layout), keys[blocks[number]], keys)
+        mask = kept_tokens(name, params, *plain(layout), keys[blocks[number]], keys)
         return round_row(mask, owner, len(blocks), params)
 
     for number in (len(blocks) // 2 - 3, len(blocks) - 1):

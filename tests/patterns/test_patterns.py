@@ -20,53 +20,12 @@ from vidaccel.patterns import (
     TemporalBand,
     Union,
     build_pattern,
-    pattern_names,
     register,
 )
 from vidaccel.patterns.base import Pattern
-from vidaccel.patterns.registry import pattern_class
 from vidaccel.types import TileShape, VideoGrid
 
 SMALL = TokenLayout.of(VideoGrid(4, 6, 10), TileShape(2, 2, 2))
-
-
-def test_names() -> None:
-    static = [name for name in pattern_names() if not pattern_class(PatternSpec(name)).dynamic]
-    assert static == [
-        "dense",
-        "first_frame_sink",
-        "first_places_sink",
-        "neighborhood",
-        "radial",
-        "sliding_tile",
-        "spatial_band",
-        "temporal_band",
-        "union",
-    ]
-    assert sorted(set(pattern_names()) - set(static)) == [
-        "anchor",
-        "clustered",
-        "draft",
-        "error_routing",
-        "hash_buckets",
-        "hierarchical",
-        "minference",
-        "ordered",
-        "pasa",
-        "pooled_top_k",
-        "pooled_top_p",
-        "rectified",
-        "reuse",
-        "sale",
-        "seer",
-        "shards",
-        "sparge",
-        "stochastic_top_k",
-        "svg",
-        "svg2",
-        "svg_ear",
-        "xattention",
-    ]
 
 
 def test_windows_move_inward_at_the_borders() -> None:

@@ -162,6 +162,19 @@ def test_the_table_of_positions_has_an_end(name: str, end: int) -> None:
         pipe("a cat", **{**tiny, name: end + step}, output_type="latent")
 
 
+@pytest.mark.parametrize(
+    "name", ["AllegroPipeline", "CogVideoXPipeline", "MochiPipeline", "WanPipeline", "LTXPipeline"]
+)
+def test_a_video_of_less_than_a_token(name: str) -> None:
+    case = next(case for case in CASES if case.pipeline.split("-")[0] == name)
+    pipe = case.make()
+    call = {name: value for name, value in case.call().items() if name not in GIVEN}
+    with pytest.raises(
+        ConfigError, match=r"width is 8; a token of this model is (16|32) pixels, so give at least that"
+    ):
+        check_call(pipe, {**call, "width": 8})
+
+
 @pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64, 10**20])
 def test_a_seed_that_torch_does_not_take(seed: int) -> None:
     with pytest.raises(ConfigError, match="torch takes -9223372036854775808 to 18446744073709551615"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,41 +149,3 @@ def test_dtypes_go_by_their_usual_names() -> None:
     assert parse_dtype("bf16") is parse_dtype("bfloat16") is torch.bfloat16
     with pytest.raises(ConfigError, match="dtype is 'int8'; valid are float32"):
         parse_dtype("int8")
-
-
-def test_every_part_that_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
-    model = copied(folder, tmp_path)
-    for part in ("vae", "scheduler"):
-        shutil.rmtree(model / part)
-    with pytest.raises(ConfigError, match=r"not whole: its folder lacks (scheduler, vae|vae, scheduler); copy"):
-        check_model(model)
-
-
-def test_a_part_of_a_pipeline_points_to_the_folder_above(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="has no model_index.json and is a part of one, so give the folder above it"):
-        check_model(folder / "transformer")
-
-
-@pytest.mark.parametrize("suffix", [".gguf", ".safetensors", ".ckpt", ".pth"])
-def test_one_file_of_weights_points_to_python(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"wan{suffix}"
-    with pytest.raises(ConfigError, match=f"there is no file {path}"):
-        check_model(path)
-    path.write_bytes(b"weights")
-    with pytest.raises(
-        ConfigError, match=r"from_single_file.*FOLDER, transformer=transformer.*vidaccel\.patch"
-    ) as told:
-        check_model(path)
-    assert ("GGUFQuantizationConfig(compute_dtype" in str(told.value)) == (suffix == ".gguf")
-
-
-def test_the_named_way_exists() -> None:
-    import diffusers
-
-    assert callable(diffusers.WanTransformer3DModel.from_single_file) and diffusers.GGUFQuantizationConfig
-
-
-def test_another_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("a cat")
-    with pytest.raises(ConfigError, match=r"notes\.txt is a file; a model is a pipeline's folder"):
-        check_model(tmp_path / "notes.txt")

@@ -72,6 +72,24 @@ def test_channels_and_clips_are_not_mixed_up() -> None:
     assert np.array_equal(videos[1].sound.samples[:, 0], sound[1, 0])  # type: ignore[union-attr]
 
 
+def test_the_state_of_a_modular_pipeline_says_the_rate_itself() -> None:
+    """As MiniMax-H3's and Cosmos 3's blocks leave it, among all that they went through."""
+    from diffusers.modular_pipelines.modular_pipeline import PipelineState
+
+    for name in ("audio", "sound"):
+        state = PipelineState()
+        for key, value in {
+            "videos": CLIPS[:1],
+            name: torch.zeros(1, 2, 50),
+            "sampling_rate": 32000,
+            "latents": 1,
+        }.items():
+            state.set(key, value)
+        (video,), notes = read_output(SILENT, state)
+        assert video.sound is not None and video.sound.rate == 32000 and video.sound.samples.shape == (50, 2)
+        assert not notes
+
+
 def test_sound_that_cannot_be_written_is_no_silence() -> None:
     with pytest.raises(VidaccelError, match=r"sound of shape \[3, 2, 5\] for 2 clips"):
         read_output(HEARD, SimpleNamespace(frames=CLIPS, audio=torch.zeros(3, 2, 5)))

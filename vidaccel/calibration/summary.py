@@ -16,12 +16,9 @@ from .running import must_run
 from .solve import Solution
 from .transfer import Transfer, transfer_of
 
-__all__ = ["add_measured", "calibration_result", "doubtful_seconds", "front_points", "provenance"]
+__all__ = ["add_measured", "calibration_result", "cost_notes", "front_points", "provenance"]
 
 _FRONT_POINTS = 60
-#: Seconds that were predicted and measured are as far apart as this only if the machine was not the same for both:
-#: candidates are scaled by what dense attention took in a whole run, which takes care of all that slows them alike.
-_FAR = 1.5
 
 
 def calibration_result(
@@ -44,7 +41,7 @@ def calibration_result(
         "prompts": len(choices.seen.done),
         "candidates": [str(policy) for policy in choices.seen.candidates],
         "costs": choices.costs_told,
-        "notes": [*notes, *_on_errors(choices.transfer), *_on_costs(choices)],
+        "notes": [*notes, *_on_errors(choices.transfer), *cost_notes(choices, choices.predict(solution))],
     }
     if choices.linears and solution.apart:
         found["linears"] = linear_rows(choices.linears, solution.apart)
@@ -109,30 +106,6 @@ def add_measured(
     found["after_validation"] = {"error": after.error(squares), "transfer": after.to_dict()}
 
 
-def doubtful_seconds(
-    predicted: float | None, dense: float, measured: float | None = None, *, same_device: bool = True
-) -> list[str]:
-    """What must be said about a plan's predicted seconds: that dense is faster, or that the runs took other seconds.
-
-    Args:
-        predicted, dense: seconds of a generation by the plan, as predicted, and of the dense one it was predicted from.
-        measured: of the validation runs.
-        same_device: whether dense was measured where the candidates were timed, and not predicted for another device.
-    """
-    if predicted is None:
-        return []
-    said = []
-    if predicted > dense:
-        what = "the plan is predicted to be slower than dense" + (" here" if same_device else "")
-        said.append(f"{what}: {predicted:.3g} s, dense {dense:.3g} s; --speedup or --seconds chooses by time instead")
-    if measured is not None and not 1 / _FAR < predicted / measured < _FAR:
-        said.append(
-            f"{predicted:.3g} s were predicted and {measured:.3g} s measured: candidates are timed one by one, and this"
-            " machine did something else during one of the two; trust neither before calibrating again on an idle one"
-        )
-    return said
-
-
 def _on_errors(transfer: Transfer) -> list[str]:
     """How far the predicted error may be trusted."""
     if not transfer.prompts:
@@ -146,13 +119,23 @@ def _on_errors(transfer: Transfer) -> list[str]:
     return [f"the predicted error is for the mean prompt; single ones differ by a factor of about {factor:.2f}"]
 
 
-def _on_costs(choices: Choices) -> list[str]:
-    """What must be said about seconds that nobody measured."""
+def cost_notes(choices: Choices, predicted: Prediction) -> list[str]:
+    """What must be said about seconds that nobody measured, and about a plan that gains none."""
+    slower = predicted.total is not None and predicted.total > choices.dense_seconds
+    notes = (
+        [
+            f"predicted to be slower than dense, {predicted.total:.3g} s against {choices.dense_seconds:.3g} s: these"
+            " candidates gain nothing on this device at this size; a choice by --speedup or --seconds leaves them out"
+        ]
+        if slower
+        else []
+    )
     if choices.costs is None or choices.costs.origin != "predicted":
-        return []
+        return notes
     return [
+        *notes,
         f"no seconds were measured: they are predicted for {choices.costs.device} by the kernels' cost model, of"
-        " self-attention alone, without choosing blocks and without making 8-bit copies; speed-ups likewise"
+        " self-attention alone, without choosing blocks and without making 8-bit copies; speed-ups likewise",
     ]
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ConfigError, OutputError, StrictError
-from .kept import expect
+from .command import command_line
+from .interrupt import resumable
 
 if TYPE_CHECKING:
     from ..configs.plan import Plan
@@ -65,16 +66,18 @@ class Team:
 
 
 def folder_for(output: Path) -> Path:
-    """The folder of many clips, made later if it is not there.
+    """The folder of many clips, made if it is not there.
 
     Raises:
-        OutputError: if the path names a file, or the folder could not be made.
+        OutputError: if the path names a file.
     """
-    from ..files import check_folder
-
     if output.suffix or (output.exists() and not output.is_dir()):
         raise OutputError(f"the output {output} names a file, but many prompts make many files; name a folder")
-    return check_folder(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {output}: {error.strerror}; choose another") from error
+    return output
 
 
 def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None:
@@ -86,21 +89,18 @@ def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None
     Raises:
         ConfigError: at the end, if a clip failed.
     """
-    from ..files import make_folder
     from ..pipelines.batch import make_clips
 
-    make_folder(folder)
-
-    def finished() -> str:
-        count = sum(clip.record.exists() for clip in clips)
-        return f"{count} finished of {len(clips)} clips in {folder}" if count else ""
-
-    expect(goes_on=finished)
     mine = team.share.of(clips)
     name = "clips.jsonl" if team.share.count == 1 else f"clips.{team.share.index}.jsonl"
     counts: dict[str, int] = {"made": 0, "found": 0, "failed": 0}
+
+    def kept() -> str:
+        there = counts["made"] + counts["found"]
+        return f"{there} of {len(mine)} clips are in {folder}; the others are made by: {command_line()}"
+
     try:
-        with (folder / name).open("a", encoding="utf-8") as log:
+        with resumable(kept), (folder / name).open("a", encoding="utf-8") as log:
             # a plan that cannot run as the user demands would fail for every prompt alike
             for line in make_clips(mine, make, fatal=(StrictError,)):
                 counts[line["state"]] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +15,8 @@ from . import options as opt
 from .calibration_tables import print_result
 from .command import command_line, now
 from .inputs import Inputs
-from .joint import CacheList, Joint, check_caches, choose_jointly, with_calls
-from .kept import expect
+from .interrupt import resumable
+from .joint import CacheList, Joint, choose_jointly, with_calls
 from .linears import LinearWord, check_combination, precisions
 from .progress import Progress
 from .validation import Validation
@@ -66,35 +66,24 @@ def calibrate(
     psnr: Annotated[
         float | None,
         typer.Option(
-            min=1.0,
-            max=200.0,
-            help="Mean PSNR in dB of validation runs, searched for by running.",
-            rich_help_panel=bud.PANEL,
+            min=0.0, help="Mean PSNR in dB of validation runs, searched for by running.", rich_help_panel=bud.PANEL
         ),
     ] = None,
     candidates: Annotated[
         str | None,
         typer.Option(help="Set of candidates: a name or a YAML file [default: the device's].", rich_help_panel=_EFFORT),
     ] = None,
-    bins: Annotated[int, typer.Option(min=1, max=opt.MANY, help="Noise-level bins.", rich_help_panel=_EFFORT)] = 5,
-    tiles: Annotated[
-        int, typer.Option(min=1, max=opt.MANY, help="Query tiles sampled a call.", rich_help_panel=_EFFORT)
-    ] = 12,
+    bins: Annotated[int, typer.Option(min=1, help="Noise-level bins.", rich_help_panel=_EFFORT)] = 5,
+    tiles: Annotated[int, typer.Option(min=1, help="Query tiles sampled a call.", rich_help_panel=_EFFORT)] = 12,
     probes: Annotated[
-        int,
-        typer.Option(min=1, max=opt.MANY, help="Perturbed generations, at least one a bin.", rich_help_panel=_EFFORT),
+        int, typer.Option(min=1, help="Perturbed generations, at least one a bin.", rich_help_panel=_EFFORT)
     ] = 15,
     whole_probes: Annotated[
         int,
-        typer.Option(
-            min=0,
-            max=opt.MANY,
-            help="Generations with all layers perturbed, on several prompts.",
-            rich_help_panel=_EFFORT,
-        ),
+        typer.Option(min=0, help="Generations with all layers perturbed, on several prompts.", rich_help_panel=_EFFORT),
     ] = 6,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.1, max=1e6, help="For everything, loading excepted.", rich_help_panel=_EFFORT)
+        float | None, typer.Option(min=0.1, help="For everything, loading excepted.", rich_help_panel=_EFFORT)
     ] = None,
     validate: Annotated[
         int, typer.Option(min=0, help="Prompts to check the plan on, with another seed.", rich_help_panel=_EFFORT)
@@ -123,11 +112,8 @@ def calibrate(
 
     Watches dense generations of the prompts, scores every candidate on the way, perturbs single layers to learn what
     an error there does to the video, times every candidate, solves, and checks its own prediction on another seed.
-
-    Of the plans that these candidates make, the chosen one has the least predicted error within its budget or a few per
-    cent more; docs/CALIBRATION.md says where which holds.
+    Between two vertices of the front the choice is not the least there is; docs/CALIBRATION.md says by how much.
     """
-    from ..calibration.observations import Observations
     from ..files import write_json
 
     budget = bud.one_budget(speedup=speedup, seconds=seconds, density=density, max_error=max_error, psnr=psnr)
@@ -138,16 +124,12 @@ def calibrate(
     check_combination(linear, budget, target_gpu, caches)
     kept = output.with_suffix(".observations.safetensors") if state is None else state
     opt.check_outputs(output, kept, html, json)
-    check_caches(caches)
-    if kept.exists():
-        Observations.load(kept)  # whether it is of this run is known later; whether it is one at all, now
-    inputs = Inputs.read(context)
+    inputs = Inputs.read(context, last_seed=_OTHER_SEED)
     from ..calibration.candidates import load_candidates
     from ..calibration.predicted import find_gpu
 
     chosen = None if candidates is None else load_candidates(candidates)
     target = None if target_gpu is None else find_gpu(target_gpu).name
-    expect(output, html, json, goes_on=lambda: f"the observations in {kept}" if kept.exists() else "")
     ready = inputs.open()
     pipe = ready.opened.pipe
     from .. import report
@@ -155,7 +137,7 @@ def calibrate(
     from ..calibration.calibrate import STANDING_DENSITIES, Calibrator, Effort
     from ..calibration.closed_loop import check_heads as check
     from ..calibration.plans import Choices
-    from ..calibration.summary import calibration_result, doubtful_seconds, provenance
+    from ..calibration.summary import calibration_result, provenance
     from ..configs.artifact import save_plan
     from ..pipelines.generate import execution_device
 
@@ -169,7 +151,7 @@ def calibrate(
     )  # fmt: skip
     stepping, unfit = ((), {}) if caches is None else caches_for(pipe, caches)
     eight_bits = precisions(linear, pipe)
-    with Progress(STANDING_DENSITIES) as progress:
+    with resumable(lambda: _kept(kept)), Progress(STANDING_DENSITIES) as progress:
         requests = ready.requests(seed)
         run = Calibrator(
             pipe, requests, chosen, kept, effort=effort, tell=progress.tell, target=target, linear=eight_bits
@@ -205,17 +187,9 @@ def calibrate(
     found = calibration_result(choices, made.solution, heads=heads, notes=[*run.advice(), *checks.notes])
     result: dict[str, Any] = {"model": ready.opened.name, "machine": opt.machine()}
     result |= {"command": command_line(), "created": now(), "plan": plan.name, "calibration": found}
-    result |= _compared(found, made, choices, plan, predicted=target is not None)
-    on_this = target is None
-    timed = (found["predicted"]["seconds"], choices.dense_seconds, (found.get("measured") or {}).get("seconds"))
-    found["notes"] += doubtful_seconds(*timed, same_device=on_this)
+    result |= _compared(found, made, choices, plan, run.survey.total, predicted=target is not None)
     run.seen.save(kept)
-    print_result(found)
-    if "summary" in result:
-        # one more dense run of the same command; its request differs in nothing that takes time
-        result["summary"]["dense_runs"].append(run.survey.total)
-        for line in report.remarks(result):
-            typer.echo(f"note: {line}")
+    print_result(found, result.get("remarks", ()))
     if json is not None:
         write_json(json, result)
     if html is not None:
@@ -229,6 +203,13 @@ def calibrate(
         if path is not None:
             typer.echo(f"written: {path}")
     typer.echo(f"kept: {kept} (vidaccel solve makes other plans of it in seconds)")
+
+
+def _kept(observations: Path) -> str | None:
+    """What an interrupted calibration leaves."""
+    if not observations.exists():
+        return None
+    return f"what was observed is kept in {observations}; go on from there by: {command_line()}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +269,9 @@ def _choose(
         checks.notes += notes
 
         def means(runs: Sequence[Pair]) -> dict[str, Any]:
-            return with_calls(_measured("trial", runs, predicted=predicted)[1], runs, choices.all_calls)
+            return with_calls(
+                _measured("trial", runs[0].dense.settings, runs, predicted=predicted)[1], runs, choices.all_calls
+            )
 
         joint = choose_jointly(choices, figures, budget, checks, means)
         checks.notes += [joint.note] if joint.note else []
@@ -298,16 +281,30 @@ def _choose(
     return _Made(choices, budget.solve(choices), None)
 
 
-def _compared(found: dict[str, Any], made: _Made, choices: Choices, plan: Plan, *, predicted: bool) -> dict[str, Any]:
-    """The comparison of the validation runs; what they measured is added to ``found`` and to the observations."""
+def _compared(
+    found: dict[str, Any], made: _Made, choices: Choices, plan: Plan, dense_seconds: float, *, predicted: bool
+) -> dict[str, Any]:
+    """The comparison of the validation runs; what they measured is added to ``found`` and to the observations.
+
+    Args:
+        dense_seconds: of the dense generation at the start.
+        predicted: whether seconds are predicted for another device.
+    """
     if made.joint is not None:
         told = made.joint.pair.predicted.to_dict()
         found |= {"predicted": told, "chosen": told, "caches": made.joint.told, "cache": plan.cache}
     if not made.pairs:
         return {}
     from ..calibration.summary import add_measured
+    from ..quality import on_prediction, run_settings
 
-    comparison, measured, errors = _measured(plan.name, made.pairs, predicted=predicted)
+    settings = run_settings(made.pairs[0].dense, plan)
+    comparison, measured, errors = _measured(
+        plan.name, settings, made.pairs, predicted=predicted, dense_runs=[dense_seconds]
+    )
+    if not predicted and found["predicted"]["seconds"] is not None:
+        seconds = found["predicted"]["seconds"], measured["seconds"], found["dense"]["seconds"]
+        comparison["remarks"] += on_prediction(*seconds)
     if plan.cache is None:
         add_measured(found, choices, made.solution, measured, errors)
     else:  # what these runs say is of both, so predictions of plans alone are not fitted to it
@@ -352,16 +349,22 @@ def _for_psnr(choices: Choices, checks: Validation, target: float) -> tuple[Solu
 
 
 def _measured(
-    name: str, pairs: Sequence[Pair], *, predicted: bool
+    name: str,
+    settings: Mapping[str, Any],
+    pairs: Sequence[Pair],
+    *,
+    predicted: bool,
+    dense_runs: Sequence[float] = (),
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
     """The comparison of the validation runs, their means, and the latent error of each prompt.
 
     Args:
         predicted: whether the calibration's seconds are predicted for another device, so that these are not theirs.
+        dense_runs: seconds of other dense runs in this command.
     """
     from .. import quality
 
-    result = quality.summarise(name, pairs[0].dense.settings, [pair.to_dict() for pair in pairs])
+    result = quality.summarise(name, settings, [pair.to_dict() for pair in pairs], dense_runs=dense_runs)
     means = result["summary"]
     measured = {"psnr": means["psnr"], "density": means["density"]["mean"], "error": means["latent_error"]["mean"]}
     if not predicted:

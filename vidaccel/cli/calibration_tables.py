@@ -7,14 +7,18 @@ from typing import Any
 
 import typer
 
-from .console import console
+from .console import show
 from .linears import linear_table
 
 __all__ = ["cache_table", "front_table", "print_result"]
 
 
-def print_result(found: Mapping[str, Any]) -> None:
-    """Prediction beside measurement, the front, and the notes, of :func:`.summary.calibration_result`."""
+def print_result(found: Mapping[str, Any], remarks: Sequence[str] = ()) -> None:
+    """Prediction beside measurement, the front, and the notes, of :func:`.summary.calibration_result`.
+
+    Args:
+        remarks: on the timings of the validation runs, see :mod:`vidaccel.quality.plausible`.
+    """
     from rich.table import Table
 
     predicted, dense, measured = found["predicted"], found["dense"], found.get("measured") or {}
@@ -30,14 +34,14 @@ def print_result(found: Mapping[str, Any]) -> None:
         after = found["after_validation"]["error"]
         table.add_row("the same, prediction fitted to these runs too", _figure(after), _figure(measured.get("error")))
     table.add_row("PSNR, dB", "", _figure((measured.get("psnr") or {}).get("mean")))
-    console().print(table, front_table(found["front"], found["costs"]["seconds"]))
+    show(table, front_table(found["front"], found["costs"]["seconds"]))
     if "linears" in found:
-        console().print(linear_table(found["linears"]))
+        show(linear_table(found["linears"]))
     if "caches" in found:
-        console().print(cache_table(found["caches"]))
+        show(cache_table(found["caches"]))
     if found.get("rank_correlation") is not None:
         typer.echo(f"rank correlation of predicted and measured error over heads: {found['rank_correlation']:.3f}")
-    for note in found["notes"]:
+    for note in [*found["notes"], *remarks]:
         typer.echo(f"note: {note}")
 
 
@@ -45,7 +49,7 @@ def front_table(front: Sequence[Mapping[str, float | None]], seconds: str = "sec
     """The Pareto front as a table of at most ten rows; ``seconds`` says what the seconds are."""
     from rich.table import Table
 
-    table = Table(title="predicted error of the solver's plans by cost")
+    table = Table(title="predicted error by cost, along the front")
     for name in ("density", seconds, "error"):
         table.add_column(name, justify="right")
     for point in (front[i] for i in sorted({round(n * (len(front) - 1) / 9) for n in range(10)})):

@@ -10,7 +10,6 @@ import typer
 from ..errors import ConfigError
 from . import options as opt
 from .inputs import Inputs
-from .kept import expect
 from .progress import Progress
 
 _SHOWN = 10
@@ -50,8 +49,6 @@ def check(
     if json is not None:
         check_writable(json)
     chosen = opt.read_plan(plan)
-    if chosen.is_dense:
-        raise ConfigError(f"the plan {chosen.name!r} is dense everywhere, so there is nothing to check; give another")
     beside = Path(plan).with_suffix(".observations.safetensors") if state is None else state
     if state is not None and not state.exists():
         raise ConfigError(f"there is no observations file {state}; leave --state out to go without")
@@ -59,7 +56,6 @@ def check(
     from ..calibration.observations import Observations
 
     made_from = Observations.load(beside) if beside.exists() else None
-    expect(json)
     ready = inputs.open()
     from ..calibration.drift import measure_drift
 

@@ -11,9 +11,9 @@ from ..errors import ConfigError
 from . import options as opt
 from .arguments import call_arguments, check_early, read_image
 from .command import command_line, now
-from .console import console
-from .kept import expect
+from .console import console, show
 from .prompts import read_prompts
+from .validation import NOT_HEARD
 
 _COMPARISON = "Comparison"
 
@@ -37,8 +37,7 @@ def compare(
         typer.Option(min=0, help="Prompts that get the two control runs [default: all].", rich_help_panel=_COMPARISON),
     ] = None,
     repeats: Annotated[
-        int,
-        typer.Option(min=1, max=opt.MANY, help="Times each is run; the fastest counts.", rich_help_panel=_COMPARISON),
+        int, typer.Option(min=1, help="Times each is run; the fastest counts.", rich_help_panel=_COMPARISON)
     ] = 1,
     seed: opt.Seed = 0,
     json: Annotated[
@@ -78,9 +77,11 @@ def compare(
     Every prompt runs dense and by the plan from the same seed, after a warm-up. Controls give the scale: the same
     dense run again (the noise floor), a dense run with one step fewer, and the dense video of another prompt.
     """
-    from ..files import write_json
+    from ..files import check_writable, write_json
 
-    opt.check_outputs(json, sheet, html)
+    for path in (json, sheet, html):
+        if path is not None:
+            check_writable(path)
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"the sheet {sheet} does not end in .png; name it {sheet.stem}.png")
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
@@ -90,7 +91,6 @@ def compare(
     trained = opt.read_weight_files(weights)
     picture = read_image(image)
     check_early(model, context, picture)
-    expect(json, sheet, html)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
     from rich.progress import track
 
@@ -118,12 +118,11 @@ def compare(
         if html is not None and len(clips) < html_videos:
             videos = (pair.dense.frames, pair.planned.frames)
             clips.append(report.clip_of(pair.request.prompt, chosen.name, *videos, opened.frame_rate(arguments).fps))
-        settings = {**pair.dense.settings, "cache": chosen.cache if stepping is None else str(stepping)}
-        settings["linear"] = None if chosen.linear is None else str(chosen.linear)
+        settings = quality.run_settings(pair.dense, chosen, stepping)
     reason = quality.why_no_lpips(settings["frames"]["height"], settings["frames"]["width"])
     notes = [] if reason is None else [f"LPIPS is not measured: {reason}."]
     if "sound" in settings:
-        notes.append("The model makes sound, too; it is neither compared nor in the page.")
+        notes.append(f"{NOT_HEARD.capitalize()}.")
     result = {
         "model": opened.name,
         "machine": opt.machine(),
@@ -138,7 +137,7 @@ def compare(
         report.write_png(sheet, report.contact_sheet(strips))
     if html is not None:
         report.write_page(html, result, clips)
-    console().print(report.comparison_table(result), report.seconds_table(result))
+    show(report.comparison_table(result), report.seconds_table(result))
     for line in [*report.conclusions(result), *notes]:
         typer.echo(line)
     for path in (json, sheet, html):

@@ -1,32 +1,68 @@
-"""Where the commands print tables, and how their help is shown: every text as it is.
+"""The one way to the terminal: texts are shown as they are.
 
-rich reads square brackets as markup, so that "[default: sta]" vanishes and a plan named "a [/bold] b" is an error.
-Names of plans, models, prompts and files are the user's, and none of our texts uses markup.
+Rich reads square brackets as markup and :words: as emoji, wherever a text comes from; plans, models, prompts, paths and
+help texts have both. So no command makes a console or a command class of its own (a test asks their sources).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "plain_help"]
+__all__ = ["PlainCommand", "console", "show"]
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes neither markup nor emoji codes out of texts, table cells and titles included."""
+    """A console that takes every text literally, in tables as well."""
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, emoji=False)
 
 
-def plain_help(commands: Iterable[Any]) -> None:
-    """Makes the help of these click commands say what was written: typer gives it to rich as markup."""
-    from rich.markup import escape
+def show(*parts: Any) -> None:
+    """Prints tables and texts to stdout."""
+    console().print(*parts)
 
-    for command in commands:
-        for owner in (command, *command.params):
-            if getattr(owner, "help", None):
-                owner.help = escape(owner.help)
+
+#: Options count frames, steps, seconds and the like; those of a wider range, such as seeds, say so themselves.
+_MOST = 1_000_000
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help shows "[default: ...]", and whose numbers are numbers."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Help as it is written; rich is told so once it is needed."""
+        from rich.markup import escape
+
+        parts: list[Any] = [self, *self.params]
+        before = [part.help for part in parts]
+        for part, text in zip(parts, before, strict=True):
+            part.help = None if text is None else escape(text)
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            for part, text in zip(parts, before, strict=True):
+                part.help = text
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuses what no option means: "nan", which Python reads as a number and a minimum lets through, and 1e30."""
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            _check_number(ctx, param, ctx.params.get(param.name))
+        return rest
+
+
+def _check_number(ctx: Any, param: Any, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number; give one", ctx=ctx, param=param)
+    if abs(value) > _MOST and getattr(param.type, "max", None) is None:
+        raise typer.BadParameter(f"{value:g} is out of all measure; give at most {_MOST}", ctx=ctx, param=param)

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import OutputError
 from . import options as opt
-from .console import console
-from .kept import expect
+from .console import show
 
 __all__ = ["demo"]
 
@@ -25,31 +24,29 @@ def demo(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What to show [default: one the small model knows].")] = None,
     seed: opt.Seed = 0,
-    repeats: Annotated[int, typer.Option(min=1, max=opt.MANY, help="Times each is run; the fastest counts.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Times each is run; the fastest counts.")] = 2,
 ) -> None:
     """Generate one video with the small model, dense and accelerated, and show what was gained at what cost.
 
     Writes demo.mp4, demo-dense.mp4, demo.png (contact sheet) and demo.json into outputs/.
     """
-    from ..files import check_folder, make_folder, write_json
+    from ..files import check_writable, write_json
     from ..pipelines.video import check_video_path, write_video
 
     check_video_path(output)
-    if prompt is not None and not prompt.strip():
-        raise ConfigError("--prompt is empty; say what to show, or leave it out")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {output.parent}: {error.strerror}; choose another output") from error
+    dense_path = output.with_stem(f"{output.stem}-dense")
+    sheet, beside = output.with_suffix(".png"), output.with_suffix(".json")
+    for path in (output, dense_path, sheet, beside):
+        check_writable(path)
     from ..pipelines.demo import DEMO_PLAN, PROMPTS
 
     chosen = opt.read_plan(str(DEMO_PLAN) if plan is None else plan)
-    check_folder(output.parent)
-    dense_path = output.with_stem(f"{output.stem}-dense")
-    sheet, beside = output.with_suffix(".png"), output.with_suffix(".json")
-    if output.parent.exists():
-        opt.check_outputs(output, dense_path, sheet, beside)
-    expect(output, dense_path, sheet, beside)
     typer.echo("loading the small model", err=True)
     opened = opt.open_pipeline(None, dtype=None, device=None)
-    make_folder(output.parent)
-
     from .. import quality, report
     from ..pipelines.generate import Request
 
@@ -67,12 +64,12 @@ def demo(
     result = {
         "model": opened.name,
         "machine": opt.machine(),
-        **quality.summarise(chosen.name, pair.dense.settings, [figures]),
+        **quality.summarise(chosen.name, quality.run_settings(pair.dense, chosen), [figures]),
     }
     write_json(beside, result)
     typer.echo(f"{pair.report}\n")
     typer.echo(f"{request.prompt}, seed {seed}")
-    console().print(report.demo_table(result))
+    show(report.demo_table(result))
     for line in report.conclusions(result):
         typer.echo(line)
     typer.echo(f"videos: {dense_path} (dense), {output} (plan {chosen.name}); contact sheet: {sheet}")

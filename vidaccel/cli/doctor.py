@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import console
+from .console import show
 
 __all__ = ["doctor"]
 
@@ -31,7 +31,6 @@ def doctor(
         return
     from rich.table import Table
 
-    out = console()
     facts = Table(title=f"vidaccel {info.vidaccel}", show_header=False)
     memory = "" if info.memory_gib is None else f", {info.memory_gib:.0f} GiB"
     facts.add_row("system", f"{info.system}, Python {info.python}")
@@ -46,7 +45,7 @@ def doctor(
     facts.add_row("packages", "\n".join(f"{name} {version or '(missing)'}" for name, version in info.packages))
     if info.environment:
         facts.add_row("environment", "\n".join(f"{name}={value}" for name, value in info.environment))
-    out.print(facts)
+    show(facts)
 
     table = Table(title=f"attention kernels for {used['device']}, {used['dtype']}, head size {_HEAD_DIM}")
     for heading in ("kernel", "precision", "runs here"):
@@ -54,14 +53,14 @@ def doctor(
     for row in kernels:
         table.add_row(row["kernel"], row["precision"], "yes" if row["why_not"] is None else f"no: {row['why_not']}")
     table.caption = "The first kernel that runs is used; reference is the slow oracle, used only when named."
-    out.print(table)
+    show(table)
 
     linears = Table(title=f"Linear layers in 8 bits for {used['device']} (--linear)")
     for heading in ("precision", "runs here"):
         linears.add_column(heading, overflow="fold")
     for precision, reason in _linear(info.default_device).items():
         linears.add_row(precision, "yes" if reason is None else f"no: {reason}")
-    out.print(linears)
+    show(linears)
 
 
 def _linear(device: str) -> dict[str, str | None]:

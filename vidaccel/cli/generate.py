@@ -11,7 +11,6 @@ import typer
 from ..errors import ConfigError
 from . import options as opt
 from .arguments import call_arguments, check_early, input_files, read_image
-from .kept import expect
 from .prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -75,12 +74,14 @@ def generate(
     A model's sound is in the file. More clips of one prompt (--arg num_videos_per_prompt=2) are out.mp4, out-2.mp4, ...
     """
     from ..files import check_writable
+    from ..pipelines.call_check import check_seed
     from ..pipelines.video import check_video_path
 
     many = prompts is not None
     if many and (prompt is not None or prompt_option is not None):
         raise ConfigError("there is a prompt beside --prompts FILE; add it to the file, or leave out one")
     texts = read_prompts(prompts, (), None) if many else [one_prompt(prompt, prompt_option)]
+    check_seed(seed + len(texts) - 1)
     team = None
     if many:
         from .batch import Team, folder_for
@@ -107,9 +108,7 @@ def generate(
     session = patch(opened.pipe, chosen, strict=strict, allow_mismatch=allow_mismatch, weights=trained)
     check_call(opened.pipe, arguments, several=True)
     if team is None:
-        videos = clip_paths(target, arguments.get("num_videos_per_prompt", 1))
-        opt.check_outputs(*videos)
-        expect(*videos, target.with_suffix(".json"))
+        opt.check_outputs(*clip_paths(target, arguments.get("num_videos_per_prompt", 1)))
     rate = opened.frame_rate(arguments) if fps is None else FrameRate(fps)
     asked = num_frames if num_frames is not None or "num_frames" in opened.defaults else arguments.get("num_frames")
     work = _Work(opened, chosen, session, stepping, asked, rate, input_files(context))
@@ -199,6 +198,12 @@ class _Work:
         notes = [note for note in (even_size_note(rows, columns), frames_note(self.num_frames, count)) if note]
         notes += made.notes
         notes += [] if self.rate.note is None else [self.rate.note]
+        own = self.opened.frame_rate(request.arguments)
+        if made.videos[0].sound is not None and own.fps != self.rate.fps:
+            notes.append(
+                f"the sound is made for {own.fps:g} frames per second and the file has {self.rate.fps:g}, so it does"
+                " not go with the pictures"
+            )
         notes += unknown_words(self.opened.pipe, request.prompt)
         if not (self.plan.is_dense or report.sparse_calls or report.fallbacks):
             notes.append(

@@ -48,14 +48,20 @@ class Inputs:
     picture: Any
 
     @staticmethod
-    def read(context: typer.Context) -> Inputs:
+    def read(context: typer.Context, *, last_seed: int = 0) -> Inputs:
         """Reads prompts and picture of a command with the options of model and video.
 
+        Args:
+            last_seed: how far from --seed the first prompt's seed may lie; each further prompt has the next one.
+
         Raises:
-            ConfigError: if there are no prompts, or a file cannot be read.
+            ConfigError: if there are no prompts, a file cannot be read, or a seed is too large.
         """
+        from ..pipelines.call_check import check_seed
+
         given = context.params
         texts = read_prompts(given["prompts"], given["prompt"] or (), given["limit"])
+        check_seed(given["seed"] + last_seed + len(texts) - 1)
         picture = read_image(given["image"])
         check_early(given["model"], context, picture)
         return Inputs(context, texts, picture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options as opt
-from .console import console
-from .kept import expect
+from .console import show
 
 if TYPE_CHECKING:
     from ..configs.plan import Plan
@@ -20,10 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _GRID = "21x30x52"  # of 81 frames of 480x832 in Wan
-#: Tokens of the largest grid that is shown: masks grow with its square, and take a minute of it on two cores.
-_MOST_TOKENS = 1 << 19
-#: Layers and heads of the largest heat-map.
-_MOST_ROWS = 1000
+#: Tokens that are shown at most: five seconds of 4K have 680,400. Densities take time by the square of the blocks.
+_MOST_TOKENS = 2**20
+_MOST_DRAWN = 1000
 
 
 def inspect(
@@ -35,24 +32,24 @@ def inspect(
     ] = None,
     layers: Annotated[
         int | None,
-        typer.Option(min=1, max=_MOST_ROWS, help="Layers to draw [default: the model's, else those rules tell apart]."),
+        typer.Option(
+            min=1, max=_MOST_DRAWN, help="Layers to draw [default: the model's, else those rules tell apart]."
+        ),
     ] = None,
     heads: Annotated[
         int | None,
-        typer.Option(min=1, max=_MOST_ROWS, help="Heads to draw [default: the model's, else those rules tell apart]."),
+        typer.Option(min=1, max=_MOST_DRAWN, help="Heads to draw [default: the model's, else those rules tell apart]."),
     ] = None,
 ) -> None:
     """Show a plan: what it was made for, its rules, the density of each pattern, and a heat-map."""
-    from .. import report
     from ..files import check_writable
 
     if output is not None:
-        report.check_heatmap_path(output)
         check_writable(output)
-    expect(output)
     chosen = opt.read_plan(plan)
     from rich.table import Table
 
+    from .. import report
     from ..layout import TokenLayout
 
     layout = TokenLayout.of(_grid(grid, chosen), chosen.tile)
@@ -65,7 +62,7 @@ def inspect(
         rules.add_column(heading, overflow="fold")
     for rule in chosen.rules:
         rules.add_row(*report.rule_row(rule, layout))
-    console().print(facts, rules)
+    show(facts, rules)
     for line in report.describe_patterns(chosen, layout):
         typer.echo(line)
     if output is not None:
@@ -77,18 +74,18 @@ def inspect(
 def _grid(text: str | None, plan: Plan) -> VideoGrid:
     from ..types import VideoGrid
 
-    made_for = None if plan.fingerprint is None else plan.fingerprint.grid
-    if text is None and made_for is not None:
-        sizes, what = tuple(made_for), "the plan's grid"
-    else:
-        text, what = _GRID if text is None else text, "--grid"
-        parts = text.lower().split("x")
-        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-            raise ConfigError(f"--grid is {text!r}; give frames x height x width in tokens, for example {_GRID}")
-        sizes = tuple(map(int, parts))
-    if math.prod(sizes) > _MOST_TOKENS:
+    if text is None and plan.fingerprint is not None and plan.fingerprint.grid is not None:
+        return _bounded(plan.fingerprint.grid, f"the plan is for a grid of {plan.fingerprint.grid}")
+    parts = (text or _GRID).lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise ConfigError(f"--grid is {text!r}; give frames x height x width in tokens, for example {_GRID}")
+    return _bounded(VideoGrid(*map(int, parts)), f"--grid is {text!r}")
+
+
+def _bounded(grid: VideoGrid, what: str) -> VideoGrid:
+    tokens = grid.frames * grid.height * grid.width
+    if tokens > _MOST_TOKENS:
         raise ConfigError(
-            f"{what} has {math.prod(sizes):,} tokens, and densities are shown for at most {_MOST_TOKENS:,}; give a"
-            f" smaller --grid, for example {_GRID}"
+            f"{what}, which is more than {_MOST_TOKENS:,} tokens; give a smaller one, for example {_GRID}"
         )
-    return VideoGrid(*sizes)
+    return grid

@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from ..device import cache_dir
 from ..errors import VidaccelError, VidaccelWarning
+from ..files import finished_files
 from ..version import __version__
 from .calibrate import calibrate
 from .check import check
 from .compare import compare
-from .console import plain_help
+from .console import PlainCommand
 from .demo import demo
 from .doctor import doctor
 from .generate import generate
 from .inspect import inspect
-from .kept import expecting, say_interrupted
+from .interrupt import outcome
 from .models import models
 from .solve import solve
 
@@ -34,38 +38,24 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
 class _OneSentence(TyperGroup):
-    """Turns expected errors of any command into one sentence on stderr and an exit code, and keeps help as written."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        plain_help([self, *self.commands.values()])
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Read the options before the command; what is wrong there ends as in :meth:`invoke`."""
-        try:
-            return super().make_context(*args, **kwargs)
-        except _USAGE_ERROR as error:
-            if type(error).__name__ == "NoArgsIsHelpError":  # its text is the help
-                raise
-            _say_usage_error(error)
-            raise typer.Exit(2) from error
+    """Turns expected errors of any command into one sentence on stderr and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; expected errors end here."""
         try:
-            with warnings.catch_warnings(), expecting():
+            with warnings.catch_warnings(), finished_files() as written:
                 warnings.showwarning = _shown
-                try:
-                    return super().invoke(ctx)
-                except KeyboardInterrupt:
-                    typer.echo(say_interrupted(), err=True)
-                    ctx.exit(130)
+                return super().invoke(ctx)
         except VidaccelError as error:
             typer.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except _USAGE_ERROR as error:
-            _say_usage_error(error)
+            where = getattr(error.ctx, "command_path", "vidaccel")
+            typer.echo(f"error: {error.format_message().rstrip('.')}; see {where} --help", err=True)
             ctx.exit(2)
+        except KeyboardInterrupt as error:
+            typer.echo(outcome(error, _outputs(written)), err=True)
+            ctx.exit(130)
         except RuntimeError as error:
             # torch's class for it exists only once torch is imported; nothing else in here imports torch
             if type(error).__name__ != "OutOfMemoryError":
@@ -76,11 +66,6 @@ class _OneSentence(TyperGroup):
             ctx.exit(2)
 
 
-def _say_usage_error(error: Any) -> None:
-    where = getattr(error.ctx, "command_path", "vidaccel")
-    typer.echo(f"error: {error.format_message().rstrip('.')}; see {where} --help", err=True)
-
-
 def _shown(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
@@ -89,6 +74,11 @@ def _shown(
         typer.echo(f"warning: {message}", err=True)
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def _outputs(written: Sequence[Path]) -> list[Path]:
+    """Without what was measured of this machine, which is no command's output."""
+    return [path for path in written if cache_dir() not in path.parents]
 
 
 def _version(wanted: bool) -> None:
@@ -121,7 +111,7 @@ def root(
 
 
 for command in (generate, compare, calibrate, solve, check, inspect, models, doctor, demo):
-    app.command()(command)
+    app.command(cls=PlainCommand)(command)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from .console import console
+from .console import show
 
 __all__ = ["models"]
 
@@ -22,9 +22,10 @@ def models(
     """List the model families vidaccel knows, what is patched in them, and what is not and why."""
     import json as codec
 
-    if markdown and (json or count):
-        raise ConfigError("--markdown prints a whole page; leave out --json and --count")
-
+    if json and markdown:
+        raise ConfigError("--json and --markdown are two forms of one output; give one of them")
+    if markdown and count:
+        raise ConfigError("--count has no place in the page of --markdown; give one of them")
     from ..patchers import catalogue
 
     rows = catalogue.catalogue()
@@ -38,7 +39,6 @@ def models(
         return
     from rich.table import Table
 
-    out = console()
     for row in rows:
         table = Table(title=row.family, show_header=False, show_lines=True)
         table.add_row("pipelines", "\n".join(row.pipelines) or "-")
@@ -48,7 +48,7 @@ def models(
             table.add_row("tokens", row.token_order)
             table.add_row("reordered", "once a forward pass where safe" if row.once else "in every layer")
         table.add_row("stays dense", "\n".join(row.stays_dense) or "nothing")
-        out.print(table)
+        show(table)
     if found is not None:
         typer.echo(", ".join(f"{kind.replace('_', ' ')} {len(names)}" for kind, names in found.items()))
     typer.echo(

@@ -24,7 +24,6 @@ class Progress:
     """
 
     def __init__(self, densities: Sequence[float] = ()) -> None:
-
         self._console = console(stderr=True)
         self._standing: Callable[[], Standing] = tuple
         self._rows: Standing = ()

@@ -12,9 +12,8 @@ from . import budget as bud
 from . import options as opt
 from .calibration_tables import cache_table, front_table
 from .command import command_line
-from .console import console
+from .console import show
 from .joint import CacheList
-from .kept import expect
 
 
 def solve(
@@ -35,22 +34,23 @@ def solve(
     """Solve stored observations for a budget: another plan in seconds. Without a budget, show the whole front."""
     from ..files import write_json
 
-    expect(output, json)
-    opt.check_outputs(observations if observations.exists() else None, output, json)
+    opt.check_outputs(output, json)
+    for path in (output, json):
+        if path is not None and path.resolve() == observations.resolve():
+            raise ConfigError(f"{path} is the observations themselves; give the output another name")
     given = {"speedup": speedup, "seconds": seconds, "density": density, "max_error": max_error}
     wanted = any(value is not None for value in given.values())
     if output is not None and output.suffix.lower() != ".safetensors":
         raise ConfigError(f"the plan {output} does not end in .safetensors; name it {output.stem}.safetensors")
     if output is not None or wanted or caches is not None:
         budget = bud.one_budget(**given)
-
     from ..calibration.cache_measure import stored_figures
     from ..calibration.caching import Pairing, best_pairs, told
     from ..calibration.cost import Costs
     from ..calibration.observations import Observations
     from ..calibration.plans import Choices
     from ..calibration.predicted import costs_on
-    from ..calibration.summary import calibration_result, doubtful_seconds, front_points, provenance
+    from ..calibration.summary import calibration_result, cost_notes, front_points, provenance
     from ..configs.artifact import save_plan
 
     seen = Observations.load(observations)
@@ -61,7 +61,7 @@ def solve(
     if not wanted:
         choices = Choices(seen, costs, by="density")
         front = front_points(choices)
-        console().print(front_table(front, str(choices.costs_told["seconds"])))
+        show(front_table(front, str(choices.costs_told["seconds"])))
         if json is not None:
             write_json(json, {"front": front, "costs": choices.costs_told})
             typer.echo(f"written: {json}")
@@ -77,14 +77,12 @@ def solve(
         pairs, reasons = best_pairs(choices, measured, budget.kind, budget.value)
         making, solution, predicted = pairs[0].pairing, pairs[0].solution, pairs[0].predicted
         joint = told(measured, pairs, pairs[0], reasons)
-        console().print(cache_table(joint))
-    times, notes = "", list[str]()
+        show(cache_table(joint))
+    times = ""
     if predicted.total is not None:
         times = f", {predicted.total:.3g} of {choices.dense_seconds:.3g} {choices.costs_told['seconds']}"
-        here = choices.costs_told["origin"] != "predicted"
-        notes = doubtful_seconds(predicted.total, choices.dense_seconds, same_device=here)
     typer.echo(f"{budget}: density {predicted.density:.3f}{times}, predicted latent error {predicted.error:.3g}")
-    for note in notes:
+    for note in cost_notes(choices, predicted):
         typer.echo(f"note: {note}")
     if json is not None:
         found = calibration_result(choices, solution)

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from ..pipelines.generate import Request
     from ..quality import Pair
 
-__all__ = ["Validation"]
+__all__ = ["NOT_HEARD", "Validation"]
+
+#: A note where a model's sound takes no part.
+NOT_HEARD = "the model makes sound, too; it is neither compared nor in the page"
 
 _T = TypeVar("_T")
 
@@ -88,6 +91,8 @@ class Validation:
             self.notes.append("there was no time for the control runs of the validation")
         for done, pair in enumerate(measure_pairs(self._pipe, plan, self._requests, controls=controls), 1):
             self._tell("validate", done, count)
+            if done == 1 and "sound" in pair.dense.settings:
+                self.notes.append(NOT_HEARD)
             yield pair
             if done < count and not self.time_for(2):
                 self.notes.append(f"the time was up after validating {done} of {count} prompts")

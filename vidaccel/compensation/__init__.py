@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..discovery import modules_of
 from .base import Call, Compensation
 from .coarse import Coarse
 from .compensation_token import CompensationToken
@@ -30,3 +31,6 @@ __all__ = [
     "compensation_names",
     "register",
 ]
+
+# A file of this folder registers what it defines, whether or not its names are exported above.
+modules_of(__name__)

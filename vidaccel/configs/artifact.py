@@ -29,10 +29,9 @@ from .codec import policy_from_data, policy_to_data, take, tile_from_data
 from .fingerprint import Fingerprint
 from .linear import linear_from_data, linear_to_data
 from .plan import BRANCHES, TRANSFORMERS, HeadPolicy, LayerPolicy, Plan, Rule
-from .preset_files import preset_names
 from .sealed import Sealed
 
-__all__ = ["FORMAT_VERSION", "load_plan", "refuse_preset", "save_plan"]
+__all__ = ["FORMAT_VERSION", "load_plan", "save_plan"]
 
 #: Raised by one whenever a file of the new form cannot be read by the code before it.
 FORMAT_VERSION = 1
@@ -85,19 +84,14 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         PlanFileError: if the file is missing, truncated, damaged, not a plan, or of another format version.
     """
-    refuse_preset(path)
+    if Path(path).suffix.lower() != ".safetensors" and not Path(path).exists():
+        raise PlanFileError(
+            f"there is no plan file {path}, and plan files end in .safetensors; a preset is read by"
+            " load_preset(name), and patch(pipe, name) takes either"
+        )
     return _FILE.load(
         path, lambda meta, tensors: _to_plan(take(meta, (*_META_KEYS, *_OPTIONAL_KEYS), "its metadata"), tensors)
     )
-
-
-def refuse_preset(path: str | Path) -> None:
-    """Raises an error if ``path`` is no file but the name of a plan that ships with vidaccel."""
-    if str(path) in preset_names() and not Path(path).exists():
-        raise PlanFileError(
-            f"there is no plan file {path}, but a preset of that name; use load_preset({str(path)!r}), or give the"
-            " name itself to patch"
-        )
 
 
 def _to_tensors(plan: Plan) -> tuple[dict[str, np.ndarray], list[HeadPolicy]]:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
-from ..errors import ConfigError, PlanFileError, did_you_mean
-from .artifact import load_plan, refuse_preset
+from ..errors import ConfigError, PlanFileError
+from .artifact import load_plan
 from .codec import plan_from_data
 from .plan import Plan
-from .preset_files import preset_files, preset_names
 from .strict_yaml import parse_yaml, read_yaml
 
 __all__ = ["load_preset", "load_yaml_plan", "preset_names", "resolve_plan"]
 
 _YAML_SUFFIXES = (".yaml", ".yml")
+
+
+@cache
+def _preset_files() -> dict[str, str]:
+    folder = resources.files(__package__) / "presets"
+    names = sorted(e.name.removesuffix(".yaml") for e in folder.iterdir() if e.name.endswith(".yaml"))
+    return {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in names}
+
+
+def preset_names() -> list[str]:
+    """Names of the plans that ship with vidaccel, sorted."""
+    return list(_preset_files())
 
 
 @cache
@@ -24,11 +37,9 @@ def load_preset(name: str) -> Plan:
     Raises:
         ConfigError: if there is none of that name; the message lists the names.
     """
-    if name not in preset_files():
-        raise ConfigError(
-            f"there is no preset {name!r}; valid are {', '.join(preset_names())}" + did_you_mean(name, preset_names())
-        )
-    return parse_yaml(preset_files()[name], f"preset {name}", "a plan", plan_from_data, PlanFileError)
+    if name not in _preset_files():
+        raise ConfigError(f"there is no preset {name!r}; {_meant(name)}valid are {', '.join(preset_names())}")
+    return parse_yaml(_preset_files()[name], f"preset {name}", "a plan", plan_from_data, PlanFileError)
 
 
 def load_yaml_plan(path: str | Path) -> Plan:
@@ -37,7 +48,6 @@ def load_yaml_plan(path: str | Path) -> Plan:
     Raises:
         PlanFileError: if the file is missing, too large, or not a valid plan; the message names the place.
     """
-    refuse_preset(path)
     return read_yaml(path, "a plan", plan_from_data, PlanFileError)
 
 
@@ -58,9 +68,15 @@ def resolve_plan(plan: Plan | str | Path) -> Plan:
         return load_plan(plan)
     if suffix in _YAML_SUFFIXES:
         return load_yaml_plan(plan)
-    if isinstance(plan, str) and plan in preset_files():
+    if isinstance(plan, str) and plan in _preset_files():
         return load_preset(plan)
     raise ConfigError(
-        f"{str(plan)!r} is neither a preset nor a plan file; presets are {', '.join(preset_names())},"
-        f" plan files end in .safetensors or .yaml{did_you_mean(str(plan), preset_names())}"
+        f"{str(plan)!r} is neither a preset nor a plan file; {_meant(str(plan))}presets are"
+        f" {', '.join(preset_names())}, plan files end in .safetensors or .yaml"
     )
+
+
+def _meant(name: str) -> str:
+    """Asks for the preset of the most similar name, if one is similar."""
+    close = get_close_matches(name.lower(), preset_names(), n=1)
+    return f"did you mean {close[0]}? " if close else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..blockmask import BlockMask
-from ..errors import KernelError, did_you_mean
+from ..errors import KernelError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
 from ..variablemask import VariableBlockMask
@@ -107,9 +107,7 @@ def select(request: KernelRequest, prefer: str | None = None) -> Kernel:
         candidates = tuple(kernel for kernel in kernels() if kernel.name == prefer)
         if not candidates:
             valid = ", ".join(kernel.name for kernel in kernels())
-            raise KernelError(
-                f"there is no kernel {prefer!r}; valid are {valid}{did_you_mean(prefer, valid.split(', '))}"
-            )
+            raise KernelError(f"there is no kernel {prefer!r}; valid are {valid}")
     reasons = []
     for kernel in candidates:
         reason = kernel.why_not(request)

@@ -2,54 +2,62 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
+from types import ModuleType
+
+from ..discovery import modules_of
 from ..errors import PatchError
-from .allegro import AllegroFamily
-from .anyflow import AnyFlowFamily
 from .base import Family
-from .cogvideox import CogVideoXFamily
-from .cosmos import CosmosFamily
 from .dense_only import DENSE_ONLY, DenseOnly
-from .easyanimate import EasyAnimateFamily
-from .helios import HeliosFamily
-from .hunyuan_video import FramepackFamily, HunyuanVideoFamily
-from .hunyuan_video15 import HunyuanVideo15Family
-from .kandinsky import Kandinsky5Family, Kandinsky6Family
-from .ltx import LTX2Family, LTXFamily
-from .mochi import MochiFamily
-from .motif_video import MotifVideoFamily
-from .wan import WanAnimateFamily, WanFamily
 
 __all__ = ["dense_only_of", "families", "family_of", "register_family", "unregister_family"]
 
-_families: list[Family] = [
-    WanFamily(),
-    WanAnimateFamily(),
-    HunyuanVideoFamily(),
-    FramepackFamily(),
-    HunyuanVideo15Family(),
-    MotifVideoFamily(),
-    CogVideoXFamily(),
-    EasyAnimateFamily(),
-    MochiFamily(),
-    LTXFamily(),
-    LTX2Family(),
-    CosmosFamily(),
-    AllegroFamily(),
-    Kandinsky5Family(),
-    Kandinsky6Family(),
-    HeliosFamily(),
-    AnyFlowFamily(),
-]
+#: What :func:`register_family` was given, latest first.
+_registered: list[Family] = []
+
+
+@cache
+def _built_in() -> tuple[Family, ...]:
+    """The families of this folder by name; looked for at the first question, because modules here import this one.
+
+    Raises:
+        PatchError: if two have the same name or transformer: then the order would decide, and there is none.
+    """
+    found = sorted((family() for module in modules_of(__package__) for family in _families_in(module)), key=_name)
+    owners: dict[str, str] = {}
+    for family in found:
+        for said in (f"name {family.name!r}", *(f"transformer {name!r}" for name in family.transformers)):
+            other = owners.setdefault(said, type(family).__name__)
+            if other != type(family).__name__:
+                raise PatchError(f"{other} and {type(family).__name__} both have the {said}; give it to one of them")
+    return tuple(found)
+
+
+def _families_in(module: ModuleType) -> list[type[Family]]:
+    """The families that a module defines; imported and abstract ones are not."""
+    return [
+        cls
+        for cls in vars(module).values()
+        if inspect.isclass(cls)
+        and issubclass(cls, Family)
+        and cls.__module__ == module.__name__
+        and not inspect.isabstract(cls)
+    ]
+
+
+def _name(family: Family) -> str:
+    return family.name
 
 
 def families() -> tuple[Family, ...]:
-    """All families, user-registered ones first."""
-    return tuple(_families)
+    """All families, user-registered ones first, then those of this folder by name."""
+    return (*_registered, *_built_in())
 
 
 def family_of(model: object) -> Family | None:
     """The family of a transformer, or ``None`` if no family knows it."""
-    return next((family for family in _families if family.matches(model)), None)
+    return next((family for family in families() if family.matches(model)), None)
 
 
 def dense_only_of(model: object) -> DenseOnly | None:
@@ -59,7 +67,7 @@ def dense_only_of(model: object) -> DenseOnly | None:
 
 def register_family(family: Family) -> None:
     """Adds a family for your own transformer; it is asked before the built-in ones."""
-    _families.insert(0, family)
+    _registered.insert(0, family)
 
 
 def unregister_family(family: Family) -> None:
@@ -68,8 +76,8 @@ def unregister_family(family: Family) -> None:
     Raises:
         PatchError: if it is not registered.
     """
-    if family not in _families:
+    if family not in _registered:
         raise PatchError(
             f"the family {family.name!r} is not registered; pass the object that register_family was given"
         )
-    _families.remove(family)
+    _registered.remove(family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..discovery import modules_of
 from .anchor import Anchor
 from .bands import SpatialBand, TemporalBand
 from .base import CoveragePattern, Pattern, StaticPattern
@@ -79,3 +80,6 @@ __all__ = [
     "pattern_names",
     "register",
 ]
+
+# A file of this folder registers what it defines, whether or not its names are exported above.
+modules_of(__name__)

@@ -53,17 +53,26 @@ class Clip:
         """
         if not self.record.exists():
             return False
-        try:
-            found = json.loads(self.record.read_text(encoding="utf-8"))
-            known, files = found.get("fingerprint"), found.get("files", [self.video.name])
-        except (OSError, ValueError, AttributeError):
-            known, files = None, []
+        known, files = self._recorded()
         if known != self.fingerprint:
             raise OutputError(
                 f"{self.record} is of a clip made with another model, plan or settings; choose another folder, or"
                 " delete it to have the clip made anew"
             )
         return all((self.video.parent / name).exists() for name in files)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of its videos, once it is done."""
+        return self._recorded()[1]
+
+    def _recorded(self) -> tuple[Any, list[str]]:
+        """Fingerprint and videos of its .json; no fingerprint if that is none of ours."""
+        try:
+            found = json.loads(self.record.read_text(encoding="utf-8"))
+            return found.get("fingerprint"), list(found.get("files", [self.video.name]))
+        except (OSError, ValueError, AttributeError, TypeError):
+            return None, []
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ def make_clips(
     for clip in clips:
         line: dict[str, Any] = {"number": clip.number, "prompt": clip.request.prompt, "seed": clip.request.seed}
         if done[clip.number]:
-            yield {**line, "state": "found", "file": clip.video.name}
+            yield {**line, "state": "found", "file": clip.video.name, "files": clip.files}
             continue
         try:
             made = make(clip)

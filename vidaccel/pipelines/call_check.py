@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..patchers.catalogue import IMAGES
 from ..patchers.registry import families
 from ..types import SEEDS
-from .call_signature import Argument, arguments_of, takes_anything
+from .call_signature import Argument, arguments_of, takes_anything, takes_pictures
 from .video import LONGEST_EDGE
 
 __all__ = ["GIVEN", "check_call", "check_seed"]
@@ -29,6 +29,8 @@ GIVEN = {
     "return_dict": "vidaccel reads the videos and the sound by their names",
 }
 _EDGES = ("height", "width")
+#: What pipelines call the pixels of a latent's edge.
+_SPACE = ("vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio")
 _CLIPS = "num_videos_per_prompt"
 _STEPS = "num_inference_steps"
 
@@ -102,9 +104,9 @@ def _option(name: str, argument: Argument | None) -> str | None:
 
 def _shown(hint: Any) -> str:
     """What kind of files an argument takes that is made of pictures; empty for any other."""
-    if "PIL.Image" not in repr(hint):
+    if not takes_pictures(hint):
         return ""
-    single = any(isinstance(kind, type) and "PIL.Image" in repr(kind) for kind in _choices(hint))
+    single = any(isinstance(kind, type) and takes_pictures(kind) for kind in _choices(hint))
     return "a picture, an .mp4 or a folder of pictures" if single else "an .mp4 or a folder of pictures"
 
 
@@ -234,15 +236,22 @@ def _check_steps(pipe: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_positions(pipe: Any, arguments: Mapping[str, Any]) -> None:
-    """Some transformers have a table of rotary positions; past its end they fail in a tensor operation."""
+    """A video needs a token, and some transformers know no more positions than a table of theirs has.
+
+    Outside of these bounds pipelines fail somewhere in a tensor operation.
+    """
     config = getattr(getattr(pipe, "transformer", None), "config", None)
-    places, patch = getattr(config, "rope_max_seq_len", None), getattr(config, "patch_size", None)
-    space, time = (getattr(pipe, f"vae_scale_factor_{axis}", None) for axis in ("spatial", "temporal"))
-    if not all(isinstance(size, int) for size in (places, space, time)) or not isinstance(patch, list | tuple):
-        return
-    most = {"num_frames": (places * patch[0] - 1) * time + 1}
-    most |= {name: places * edge * space for name, edge in zip(_EDGES, patch[1:], strict=True)}
-    for name, end in most.items():
-        told = arguments.get(name)
-        if isinstance(told, int) and told > end:
-            raise ConfigError(f"{name} is {told}; the model knows positions up to {end}, so give at most that")
+    patch, places = getattr(config, "patch_size", 1), getattr(config, "rope_max_seq_len", None)
+    edges = [patch] * 2 if isinstance(patch, int) else list(patch)[-2:]
+    space = next((getattr(pipe, name) for name in _SPACE if isinstance(getattr(pipe, name, None), int)), 1)
+    for name, edge in zip(_EDGES, edges, strict=True):
+        told, one = arguments.get(name), edge * space
+        if isinstance(told, int) and told < one:
+            raise ConfigError(f"{name} is {told}; a token of this model is {one} pixels, so give at least that")
+        if isinstance(told, int) and isinstance(places, int) and told > places * one:
+            raise ConfigError(f"{name} is {told}; the model knows positions up to {places * one}, so give at most that")
+    told, time = arguments.get("num_frames"), getattr(pipe, "vae_scale_factor_temporal", None)
+    if isinstance(told, int) and isinstance(places, int) and isinstance(time, int):
+        most = (places * (1 if isinstance(patch, int) else patch[0]) - 1) * time + 1
+        if told > most:
+            raise ConfigError(f"num_frames is {told}; the model knows positions up to {most}, so give at most that")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Argument", "arguments_of", "default_of", "takes_anything"]
+__all__ = ["Argument", "arguments_of", "default_of", "takes_anything", "takes_pictures"]
 
 _NONE = inspect.Parameter.empty
 
@@ -31,8 +31,9 @@ def arguments_of(pipe: Any) -> Mapping[str, Argument]:
     """The arguments of a pipeline's call, or of a pipeline class's, by name."""
     blocks = getattr(pipe, "blocks", None)
     if blocks is not None and not isinstance(pipe, type):  # a modular pipeline: its blocks say what they take
+        # other inputs may be required by one branch of the blocks and made by another
         return {
-            given.name: Argument(given.default, bool(given.required), given.type_hint)
+            given.name: Argument(given.default, given.required and takes_pictures(given.type_hint), given.type_hint)
             for given in blocks.inputs
             if given.name is not None
         }
@@ -48,6 +49,11 @@ def takes_anything(pipe: Any) -> bool:
     if getattr(pipe, "blocks", None) is not None and not isinstance(pipe, type):
         return any(given.name is None for given in pipe.blocks.inputs)
     return any(p.kind is p.VAR_KEYWORD for p in _signature(pipe).parameters.values())
+
+
+def takes_pictures(hint: Any) -> bool:
+    """Whether an argument of this type is a picture, or made of pictures."""
+    return "PIL.Image" in repr(hint)
 
 
 def default_of(pipe: Any, name: str) -> Any:

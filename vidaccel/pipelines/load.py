@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError
 
 __all__ = ["DTYPES", "check_model", "compile_transformers", "load_pipeline", "parse_dtype", "pipeline_class"]
 
@@ -25,14 +25,14 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
-#: How files of weights end.
-_WEIGHT_FILES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 _INDEX = "model_index.json"
 _MODULAR = "modular_model_index.json"  # of a ModularPipeline, whose folder has no other
 
 
 #: VAEs that diffusers can only run in tiles, and by default does not; a generation would fail at its very end.
 _ONLY_TILED = ("AutoencoderKLAllegro",)
+#: Checkpoints in one file. Which model they hold is a guess of diffusers, so it is left to the user.
+_SINGLE_FILES = (".gguf", ".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -42,7 +42,7 @@ def parse_dtype(name: str) -> torch.dtype:
         ConfigError: there is none; the message lists the names.
     """
     if name not in DTYPES:
-        raise ConfigError(f"dtype is {name!r}; valid are {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
+        raise ConfigError(f"dtype is {name!r}; valid are {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -54,29 +54,26 @@ def check_model(model: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(model)
     folder = Path(text)
+    if folder.suffix.lower() in _SINGLE_FILES and not folder.is_dir():
+        raise ConfigError(
+            f"{text} is a single file, and vidaccel loads pipelines' folders; load it in Python,"
+            " transformer = WanTransformer3DModel.from_single_file(path) with your model's class (a .gguf also takes"
+            " quantization_config=GGUFQuantizationConfig()), give it to from_pretrained, and call vidaccel.patch(pipe)"
+        )
     if not folder.exists():
         parts = text.split("/")
-        if folder.suffix.lower() in _WEIGHT_FILES:
-            raise ConfigError(
-                f"there is no file {text}; a model is a pipeline's folder, or a hub id of the form owner/name"
-            )
         if len(parts) == 2 and all(part and not part.startswith((".", "~")) for part in parts):
             return text
         raise ConfigError(
             f"there is no model folder {text}; give a folder written by save_pretrained, or a hub id of the form"
             " owner/name"
         )
-    if folder.is_file():
-        raise ConfigError(_say_single_file(folder))
     index = next((folder / name for name in (_INDEX, _MODULAR) if (folder / name).is_file()), None)
     if index is None:
-        above = " and is a part of one, so give the folder above it" if (folder / "config.json").is_file() else ""
-        raise ConfigError(
-            f"{text} is not a diffusers pipeline: it has no model_index.json{above or '; give a folder that has one'}"
-        )
+        raise ConfigError(f"{text} is not a diffusers pipeline: it has no model_index.json; give a pipeline's folder")
     try:
-        described = json.loads(index.read_text(encoding="utf-8"))
-        name = described["_class_name"]
+        listed = json.loads(index.read_text(encoding="utf-8"))
+        name = listed["_class_name"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ConfigError(f"{index} cannot be read as a pipeline's index ({error}); save the pipeline again") from error
     import diffusers
@@ -85,30 +82,22 @@ def check_model(model: str | os.PathLike[str]) -> str:
         raise ConfigError(
             f"{text} holds a {name}, which diffusers {diffusers.__version__} does not know; update diffusers"
         )
-    if missing := [part for part, where in described.items() if _is_part(where) and not (folder / part).is_dir()]:
+    missing = [part for part in _parts(listed) if not (folder / part).is_dir()]
+    if missing:
         raise ConfigError(
-            f"the pipeline in {text} is not whole: its folder lacks {', '.join(missing)}; copy or download it again"
+            f"{text} lacks {', '.join(f'{part}/' for part in missing)}, which its model_index.json names; download or"
+            " save the whole pipeline"
         )
     return text
 
 
-def _is_part(where: object) -> bool:
-    """Whether an entry of a pipeline's index is a part with files: [library, class], both null for one left out."""
-    return isinstance(where, list) and len(where) == 2 and all(isinstance(word, str) for word in where)
-
-
-def _say_single_file(path: Path) -> str:
-    """What to do with one file of weights, in which the pipeline's other parts are missing."""
-    suffix = path.suffix.lower()
-    if suffix not in _WEIGHT_FILES:
-        return f"{path} is a file; a model is a pipeline's folder, written by save_pretrained, or a hub id owner/name"
-    gguf = suffix == ".gguf"
-    how = ", quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16)" if gguf else ""
-    return (
-        f"{path} is one file of weights, not a pipeline's folder, and the command line cannot load it; in Python:"
-        f" transformer = WanTransformer3DModel.from_single_file({str(path)!r}{how}) (or the class of your model), then"
-        " WanPipeline.from_pretrained(FOLDER, transformer=transformer), then vidaccel.patch(pipe)"
-    )
+def _parts(listed: Mapping[str, Any]) -> list[str]:
+    """The components of a pipeline's index that have a folder: those that are [library, class] and not null."""
+    return [
+        name
+        for name, what in listed.items()
+        if not name.startswith("_") and isinstance(what, list) and len(what) == 2 and None not in what
+    ]
 
 
 def pipeline_class(model: str | os.PathLike[str]) -> type | None:
@@ -151,8 +140,6 @@ def load_pipeline(
     name = check_model(model)
     if cpu_offload and device.type == "cpu":
         raise ConfigError("cpu offload keeps weights off an accelerator, and the device is the CPU; leave it out")
-    for lora in loras:
-        _check_lora(lora)
     # newer diffusers call the argument dtype and warn about its old name, older ones know only that
     keyword = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
     try:
@@ -219,15 +206,12 @@ def _loading_errors() -> tuple[type[Exception], ...]:
 _LOADING_ERRORS = _loading_errors()
 
 
-def _check_lora(lora: str) -> None:
-    looks_local = lora.endswith(".safetensors") or lora.startswith((".", "/", "~")) or lora.count("/") != 1
-    if looks_local and not Path(lora).exists():
-        raise ConfigError(f"there is no LoRA {lora}; give a .safetensors file or a hub id of the form owner/name")
-
-
 def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
     if not hasattr(pipe, "load_lora_weights"):
         raise ConfigError(f"{type(pipe).__name__} cannot take LoRA weights; leave out --lora")
+    looks_local = lora.endswith(".safetensors") or lora.startswith((".", "/", "~")) or lora.count("/") != 1
+    if looks_local and not Path(lora).exists():
+        raise ConfigError(f"there is no LoRA {lora}; give a .safetensors file or a hub id of the form owner/name")
     try:
         pipe.load_lora_weights(lora, adapter_name=adapter, use_safetensors=True)
     except Exception as error:

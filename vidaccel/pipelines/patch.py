@@ -30,7 +30,6 @@ from ..errors import (
     StrictError,
     UnsupportedModelError,
     VidaccelWarning,
-    did_you_mean,
 )
 from ..kernels.dispatch import kernels
 from ..linear.places import stacks_of
@@ -121,7 +120,7 @@ def patch(
     check_plan(resolved)
     known = [k.name for k in kernels()]
     if kernel is not None and kernel not in known:
-        raise ConfigError(f"there is no kernel {kernel!r}; valid are {', '.join(known)}{did_you_mean(kernel, known)}")
+        raise ConfigError(f"there is no kernel {kernel!r}; valid are {', '.join(known)}")
     everything = _find(pipe, transformer)
     check_idle(pipe, [part.model for part in everything], "patch")
     for running in _sessions(pipe, everything):

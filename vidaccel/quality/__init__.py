@@ -10,6 +10,7 @@ from .compare import (
     Pair,
     measure_pair,
     measure_pairs,
+    run_settings,
     summarise,
     warm_up,
 )
@@ -18,6 +19,7 @@ from .figures import FIGURES, quality_figures
 from .flicker import flicker
 from .metrics import Interval, latent_error, mean_interval, psnr, ssim
 from .perceptual import lpips, why_no_lpips
+from .plausible import on_prediction
 from .verdict import BANDS, Band, bands_of, judge, verdicts
 
 __all__ = [
@@ -39,8 +41,10 @@ __all__ = [
     "mean_interval",
     "measure_pair",
     "measure_pairs",
+    "on_prediction",
     "psnr",
     "quality_figures",
+    "run_settings",
     "ssim",
     "summarise",
     "verdicts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +14,9 @@ from ..pipelines.caches import Cache, enabled
 from ..pipelines.generate import Generation, Request, generate, num_steps
 from ..pipelines.patch import patch
 from .coverage import coverage
-from .figures import BOUNDS, FIGURES, quality_figures
+from .figures import FIGURES, RANGES, quality_figures
 from .metrics import mean_interval
+from .plausible import most_by_attention, on_dense, on_gain
 from .verdict import verdicts
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Pair",
     "measure_pair",
     "measure_pairs",
+    "run_settings",
     "summarise",
     "warm_up",
 ]
@@ -36,6 +39,7 @@ ANOTHER_PROMPT = "dense, another prompt"
 CONTROLS = (DENSE_AGAIN, ONE_STEP_FEWER)
 
 _WARM_UP_STEPS = 2
+_RANGES = {**RANGES, "density": (0.0, 1.0), "sparse_density": (0.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,7 @@ class Pair:
         controls: the same figures of other dense runs against the dense one, by the name of the control.
         dense_attention: seconds of self-attention in the dense run, from its share of a control run; ``None`` without
             that control.
-        dense_runs: seconds of each dense run of the request, the control "dense again" with them: they do the same, so
-            what is between them is the machine's doing.
+        dense_runs: seconds of each dense run of this request, the control included.
     """
 
     request: Request
@@ -61,7 +64,7 @@ class Pair:
     report: Report
     controls: Mapping[str, Mapping[str, float | None]]
     dense_attention: float | None
-    dense_runs: tuple[float, ...] = ()
+    dense_runs: Sequence[float]
 
     @property
     def psnr(self) -> float:
@@ -166,7 +169,9 @@ def measure_pair(
             planned.append(_patched(pipe, plan, request, cache, **patching))
     best = min(dense, key=lambda run: run.seconds["total"])
     best_planned, report = min(planned, key=lambda run: run[0].seconds["total"])
-    figures, share, again = _controls(pipe, request, best, controls)
+    figures, again = _controls(pipe, request, best, controls)
+    # a share, because seconds of two runs do not compare on a machine that is not idle
+    share = None if again is None else again[1].attention_seconds / again[0].seconds["total"]
     return Pair(
         request=request,
         dense=best,
@@ -174,8 +179,8 @@ def measure_pair(
         quality=quality_figures(best_planned, best),
         report=report,
         controls=figures,
-        dense_attention=None if share is None else share * best.seconds["total"],
-        dense_runs=(*(run.seconds["total"] for run in dense), *again),
+        dense_attention=None if share is None else min(share * best.seconds["total"], best.seconds["denoise"]),
+        dense_runs=[run.seconds["total"] for run in (*dense, *(() if again is None else again[:1]))],
     )
 
 
@@ -204,25 +209,23 @@ def _patched(
 
 def _controls(
     pipe: Any, request: Request, dense: Generation, wanted: Sequence[str]
-) -> tuple[dict[str, dict[str, float | None]], float | None, tuple[float, ...]]:
-    """Quality figures of further dense runs against ``dense``; the share of self-attention in one of them; its seconds.
+) -> tuple[dict[str, dict[str, float | None]], tuple[Generation, Report] | None]:
+    """Quality figures of further dense runs against ``dense``, and the run of `DENSE_AGAIN`, if it is wanted.
 
     `DENSE_AGAIN` goes through the patched code with the dense plan. It must come out bit-identical wherever the
     device's kernels are deterministic; where it does not, that is the noise floor. `ONE_STEP_FEWER` says what a small,
     accepted change of settings costs: a scale to read the plan's figures by.
     """
     figures: dict[str, dict[str, float | None]] = {}
-    share, seconds = None, tuple[float, ...]()
+    again = None
     if DENSE_AGAIN in wanted:
-        again, report = _patched(pipe, Plan.dense(), request)
-        figures[DENSE_AGAIN] = quality_figures(again, dense)
-        # a share, because seconds of two runs do not compare on a machine that is not idle
-        share, seconds = report.attention_seconds / again.seconds["total"], (again.seconds["total"],)
+        again = _patched(pipe, Plan.dense(), request)
+        figures[DENSE_AGAIN] = quality_figures(again[0], dense)
     steps = num_steps(pipe, request)
     if ONE_STEP_FEWER in wanted and steps is not None and steps > 1:
         fewer = replace(request, arguments={**request.arguments, "num_inference_steps": steps - 1})
         figures[ONE_STEP_FEWER] = quality_figures(generate(pipe, fewer), dense)
-    return figures, share, seconds
+    return figures, again
 
 
 def _known(figure: float | None) -> float:
@@ -235,13 +238,28 @@ def _same_size(a: Pair, b: Pair) -> bool:
     return a.dense.frames.shape == b.dense.frames.shape
 
 
-def summarise(plan: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def run_settings(run: Generation, plan: Plan, cache: Cache | None = None) -> dict[str, Any]:
+    """The settings of a run, and what else the plan's runs of a comparison have beside attention.
+
+    Args:
+        cache: the step cache that stands in for the plan's own.
+    """
+    linear = None if plan.linear is None else str(plan.linear)
+    return {**run.settings, "cache": plan.cache if cache is None else str(cache), "linear": linear}
+
+
+def summarise(
+    plan: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, dense_runs: Sequence[float] = ()
+) -> dict[str, Any]:
     """All figures of a comparison, JSON-able: settings once, prompts, means with 95% confidence intervals, verdict.
+
+    ``remarks`` are what has to be said about timings, see :mod:`.plausible`.
 
     Args:
         plan: the plan's name.
-        settings: those of any of the runs, `Generation.settings`.
+        settings: `run_settings` of any of the runs.
         rows: `Pair.to_dict` of each pair.
+        dense_runs: seconds of further dense runs at these settings, in the same command.
 
     Raises:
         ConfigError: there is no pair.
@@ -250,20 +268,29 @@ def summarise(plan: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str
         raise ConfigError("there is nothing to compare: no prompt was given; add prompts")
     common = {key: value for key, value in settings.items() if key not in ("prompt", "seed")}
     summary = _means(rows)
+    dense = summary["seconds"]["dense"]
+    summary["most_by_attention"] = most_by_attention(dense["attention"]["mean"], dense["total"]["mean"])
     return {
         "plan": plan,
         "settings": common,
         "prompts": list(rows),
         "summary": summary,
         "verdict": verdicts(summary, rows, (*CONTROLS, ANOTHER_PROMPT)),
+        "remarks": _remarks(summary, common, [*dense_runs, *(run for row in rows for run in row["dense_runs"])]),
         "coverage": coverage([row["report"] for row in rows]),
     }
+
+
+def _remarks(summary: Mapping[str, Any], settings: Mapping[str, Any], dense_runs: Sequence[float]) -> list[str]:
+    others = [name for name, key in (("its step cache", "cache"), ("its 8-bit Linears", "linear")) if settings.get(key)]
+    gain = on_gain(summary["speedup"]["total"]["mean"], summary["most_by_attention"], others=others)
+    return [*gain, *on_dense(dense_runs)]
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def mean(*path: str) -> dict[str, Any]:
         figures = [figure for row in rows if (figure := _at(row, path)) is not None]
-        return mean_interval(figures, BOUNDS[path[2] if path[0] == "controls" else path[0]]).to_dict()
+        return mean_interval(figures, _RANGES.get(path[-1], (0.0, math.inf))).to_dict()  # the others are seconds
 
     stages = rows[0]["seconds"]["plan"]
     return {
@@ -277,7 +304,6 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name in (*CONTROLS, ANOTHER_PROMPT)
             if any(name in row["controls"] for row in rows)
         },
-        "dense_runs": [seconds for row in rows for seconds in row.get("dense_runs", ())],
     }
 
 

@@ -9,25 +9,14 @@ from .flicker import flicker
 from .metrics import latent_error, psnr, ssim
 from .perceptual import lpips, why_no_lpips
 
-__all__ = ["BOUNDS", "FIGURES", "quality_figures"]
+__all__ = ["FIGURES", "RANGES", "quality_figures"]
 
 #: Names of the figures. ``psnr`` in dB and ``ssim``: more is better. ``flicker`` in grey levels, ``latent_error``
 #: (relative L2) and ``lpips``: less is better.
 FIGURES = ("psnr", "ssim", "flicker", "latent_error", "lpips")
 
-
-#: What a figure can be at all. Speed-ups and seconds are positive.
-BOUNDS: dict[str, tuple[float, float]] = {
-    "psnr": (0.0, math.inf),  # of 8-bit pixels, which are 255 apart at most
-    "ssim": (-1.0, 1.0),
-    "flicker": (0.0, 255.0),
-    "latent_error": (0.0, math.inf),
-    "lpips": (0.0, math.inf),
-    "density": (0.0, 1.0),
-    "sparse_density": (0.0, 1.0),
-    "speedup": (0.0, math.inf),
-    "seconds": (0.0, math.inf),
-}
+#: The least and the greatest value of each: mean squared errors of 8 bits are at most 255^2, so no PSNR is below 0 dB.
+RANGES = {name: (-1.0, 1.0) if name == "ssim" else (0.0, math.inf) for name in FIGURES}
 
 
 def quality_figures(run: Generation, reference: Generation) -> dict[str, float | None]:

@@ -108,7 +108,7 @@ class Interval:
 
     Args:
         mean: over the finite figures; ``None`` without any.
-        low, high: ends of the interval, within what the figure can be; ``None`` for fewer than two figures.
+        low, high: ends of the interval, cut where no such figure can be; ``None`` for fewer than two figures.
         count: finite figures.
         infinite: figures left out because they are infinite (PSNR of identical videos).
     """
@@ -124,12 +124,13 @@ class Interval:
         return asdict(self)
 
 
-def mean_interval(figures: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+def mean_interval(figures: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
     """The mean of ``figures`` and its interval; infinite ones are counted apart, since no mean can hold them.
 
     Args:
-        figures: each within ``bounds``.
-        bounds: what the figure can be at all. Student's t knows none, so the interval is cut there.
+        figures: of one kind.
+        within: the least and the greatest value that such a figure can have. Student's t knows of no limits, so an
+            interval that goes beyond them is cut there: what is beyond cannot be the mean.
     """
     finite = [figure for figure in figures if math.isfinite(figure)]
     infinite = len(figures) - len(finite)
@@ -141,6 +142,5 @@ def mean_interval(figures: Sequence[float], bounds: tuple[float, float] = (-math
     degrees = len(finite) - 1
     quantile = _T975[degrees - 1] if degrees <= len(_T975) else 1.96 + 2.5 / degrees  # within .003 of the true one
     half = quantile * statistics.stdev(finite) / math.sqrt(len(finite))
-    low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
-    low, high = min(low, mean), max(high, mean)  # the mean itself may be rounded past a bound that all figures lie on
+    low, high = max(mean - half, within[0]), min(mean + half, within[1])
     return Interval(mean, low, high, len(finite), infinite)

@@ -14,7 +14,7 @@ from .calibration_figures import draw_front, draw_heatmaps, draw_mass, draw_pred
 from .clips import Clip
 from .figures import draw_pairs, draw_stages, pairs_note
 from .svg import Drawing, Drawings
-from .words import LABELS, figure, gains, half_width, has_figure, interval, mean_text, most_by_attention
+from .words import LABELS, figure, gains, half_width, has_figure, interval, mean_text
 
 __all__ = ["check_page_path", "render_page", "write_page"]
 
@@ -96,7 +96,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
     """(name, value, lines to read it by) of what matters most."""
     summary = result["summary"]
     limits = ["of the whole call"]
-    if (most := most_by_attention(summary)) is not None:
+    if (most := summary["most_by_attention"]) is not None:
         limits.append(f"attention alone: at most {most:.2f}×")
     facts = [("speed-up", interval(summary["speedup"]["total"], unit="×"), limits)]
     facts.append(("density", interval(summary["density"], 3), ["kept token pairs,", "dense calls count as 1"]))

@@ -17,7 +17,7 @@ _HEADINGS = {"psnr": "PSNR dB", "latent_error": "latent"}
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table:
-    """Quality and speed-up by prompt, the mean, half of its 95% interval, and the controls.
+    """Quality and speed-up by prompt, the mean, its 95% interval, and the controls.
 
     Figures that no prompt has (LPIPS without its weights) have no column.
 
