@@ -231,6 +231,13 @@ def test_all_of_their_files_must_be_writable(refused: Any, tiny_model: Path, tmp
     assert "out-2.mp4 is a folder" in said and not (tmp_path / "out.mp4").exists()
 
 
+def test_a_refused_call_leaves_no_folder(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    command = ("generate", "--prompts", tmp_path / "prompts.txt", "-m", tiny_model, "-o", tmp_path / "clips")
+    assert "output_type is not yours to give" in refused(*command, "--arg=output_type=pt")
+    assert not (tmp_path / "clips").exists()
+
+
 def test_a_folder_of_clips_is_done_when_all_of_a_prompt_are_there(
     vidaccel: Callable[..., Any], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -278,13 +285,14 @@ def _not_loaded(*args: Any, **options: Any) -> None:
         (("--arg=return_dict=false",), "return_dict is not yours to give"),
         (("--arg=latents=x",), "no option can give that, so call the pipeline from Python"),
         (("--arg=guidance_scale=NaN",), "guidance_scale is nan; give a finite number"),
-        (("--guidance-scale=nan",), "nan is no finite number"),
-        (("--guidance-scale=inf",), "inf is no finite number"),
+        (("--guidance-scale=nan",), "nan is not a finite number"),
+        (("--guidance-scale=inf",), "inf is not a finite number"),
         (("--seed=12345678901234567890",), "error"),
         (("--seed=123456789012345678901",), "18446744073709551615"),
         (("--seed=-9223372036854775809",), "-9223372036854775808"),
         (("--width=100000",), "H.264 video has at most 16384 pixels a side"),
-        (("--num-frames=100000000",), "GiB as pixels alone, and this machine has"),
+        (("--num-frames=1000000", "--height=960", "--width=960"), "GiB as pixels alone, and this machine has"),
+        (("--num-inference-steps=99999999999",), "out of all measure"),
         (("--arg=video=@nothing.mp4",), "cannot be read"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -303,8 +311,8 @@ def test_what_cannot_work_is_refused_before_loading(
 
 
 def test_more_steps_than_noise_levels(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:
-    said = refused("generate", "a cat", "-m", tiny_model, *SMALL[:3], "--num-inference-steps", 99999999999, "-o",
-                   tmp_path / "out.mp4")  # fmt: skip
+    steps = ("--num-inference-steps", 1001)
+    said = refused("generate", "a cat", "-m", tiny_model, *SMALL, *steps, "-o", tmp_path / "out.mp4")
     assert "the scheduler knows 1000 noise levels; give 1 to 1000" in said
 
 

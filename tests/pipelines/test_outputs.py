@@ -78,12 +78,8 @@ def test_the_state_of_a_modular_pipeline_says_the_rate_itself() -> None:
 
     for name in ("audio", "sound"):
         state = PipelineState()
-        for key, value in {
-            "videos": CLIPS[:1],
-            name: torch.zeros(1, 2, 50),
-            "sampling_rate": 32000,
-            "latents": 1,
-        }.items():
+        left = {"videos": CLIPS[:1], name: torch.zeros(1, 2, 50), "sampling_rate": 32000, "latents": 1}
+        for key, value in left.items():
             state.set(key, value)
         (video,), notes = read_output(SILENT, state)
         assert video.sound is not None and video.sound.rate == 32000 and video.sound.samples.shape == (50, 2)

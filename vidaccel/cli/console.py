@@ -59,10 +59,16 @@ class PlainCommand(TyperCommand):
         return rest
 
 
+def _most(param: Any) -> float | None:
+    """The greatest value that an option says it takes; typer keeps it in one place, click in another."""
+    most = getattr(param, "max", None)
+    return getattr(getattr(param, "type", None), "max", None) if most is None else most
+
+
 def _check_number(ctx: Any, param: Any, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number; give one", ctx=ctx, param=param)
-    if abs(value) > _MOST and getattr(param.type, "max", None) is None:
+    if abs(value) > _MOST and _most(param) is None:
         raise typer.BadParameter(f"{value:g} is out of all measure; give at most {_MOST}", ctx=ctx, param=param)

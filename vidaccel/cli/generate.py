@@ -82,6 +82,8 @@ def generate(
         raise ConfigError("there is a prompt beside --prompts FILE; add it to the file, or leave out one")
     texts = read_prompts(prompts, (), None) if many else [one_prompt(prompt, prompt_option)]
     check_seed(seed + len(texts) - 1)
+    picture = read_image(image)
+    check_early(model, context, picture, several=True)
     team = None
     if many:
         from .batch import Team, folder_for
@@ -94,8 +96,6 @@ def generate(
         check_writable(target.with_suffix(".json"))
     chosen, stepping = opt.read_cache(cache, opt.read_linear(linear, opt.read_plan(plan)))
     trained = opt.read_weight_files(weights)
-    picture = read_image(image)
-    check_early(model, context, picture, several=True)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
     from ..pipelines.batch import clip_paths
     from ..pipelines.call_check import check_call

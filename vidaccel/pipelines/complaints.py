@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import linecache
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, VidaccelError
 
 __all__ = ["own_complaints"]
 
@@ -27,7 +27,7 @@ def own_complaints(pipe: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        if isinstance(error, ConfigError) or not _is_complaint(pipe, error):
+        if isinstance(error, VidaccelError) or not _is_complaint(pipe, error):
             raise
         raise ConfigError(f"{type(pipe).__name__} refuses its inputs: {_one_line(error)}") from error
     except (RuntimeError, MemoryError) as error:
@@ -49,7 +49,8 @@ def _is_complaint(pipe: Any, error: Exception) -> bool:
 
 
 def _belongs_to(pipe: Any, file: Path) -> bool:
-    own = {inspect.getfile(cls) for cls in type(pipe).__mro__ if cls.__module__ != "builtins"}
+    # a class of a notebook has a module without a file
+    own = {getattr(sys.modules.get(cls.__module__), "__file__", None) for cls in type(pipe).__mro__}
     if str(file) in own or "modular_pipelines" in file.parts:
         return True
     return "diffusers" in file.parts and ("pipelines" in file.parts or file.name in _LOOKING)
