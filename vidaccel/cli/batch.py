@@ -66,18 +66,16 @@ class Team:
 
 
 def folder_for(output: Path) -> Path:
-    """The folder of many clips, made if it is not there.
+    """The folder of many clips, made later if it is not there.
 
     Raises:
-        OutputError: if the path names a file.
+        OutputError: if the path names a file, or the folder could not be made.
     """
+    from ..files import check_folder
+
     if output.suffix or (output.exists() and not output.is_dir()):
         raise OutputError(f"the output {output} names a file, but many prompts make many files; name a folder")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {output}: {error.strerror}; choose another") from error
-    return output
+    return check_folder(output)
 
 
 def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None:
@@ -89,8 +87,10 @@ def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None
     Raises:
         ConfigError: at the end, if a clip failed.
     """
+    from ..files import make_folder
     from ..pipelines.batch import make_clips
 
+    make_folder(folder)
     mine = team.share.of(clips)
     name = "clips.jsonl" if team.share.count == 1 else f"clips.{team.share.index}.jsonl"
     counts: dict[str, int] = {"made": 0, "found": 0, "failed": 0}

@@ -16,7 +16,7 @@ from .calibration_tables import print_result
 from .command import command_line, now
 from .inputs import Inputs
 from .interrupt import resumable
-from .joint import CacheList, Joint, choose_jointly, with_calls
+from .joint import CacheList, Joint, check_caches, choose_jointly, with_calls
 from .linears import LinearWord, check_combination, precisions
 from .progress import Progress
 from .validation import Validation
@@ -114,6 +114,7 @@ def calibrate(
     an error there does to the video, times every candidate, solves, and checks its own prediction on another seed.
     Between two vertices of the front the choice is not the least there is; docs/CALIBRATION.md says by how much.
     """
+    from ..calibration.observations import Observations
     from ..files import write_json
 
     budget = bud.one_budget(speedup=speedup, seconds=seconds, density=density, max_error=max_error, psnr=psnr)
@@ -124,6 +125,9 @@ def calibrate(
     check_combination(linear, budget, target_gpu, caches)
     kept = output.with_suffix(".observations.safetensors") if state is None else state
     opt.check_outputs(output, kept, html, json)
+    check_caches(caches)
+    if kept.exists():
+        Observations.load(kept)  # whether it is of this run is known later; whether it is one at all, now
     inputs = Inputs.read(context, last_seed=_OTHER_SEED)
     from ..calibration.candidates import load_candidates
     from ..calibration.predicted import find_gpu

@@ -49,6 +49,8 @@ def check(
     if json is not None:
         check_writable(json)
     chosen = opt.read_plan(plan)
+    if chosen.is_dense:
+        raise ConfigError(f"the plan {chosen.name!r} is dense everywhere, so there is nothing to check; give another")
     beside = Path(plan).with_suffix(".observations.safetensors") if state is None else state
     if state is not None and not state.exists():
         raise ConfigError(f"there is no observations file {state}; leave --state out to go without")

@@ -77,11 +77,9 @@ def compare(
     Every prompt runs dense and by the plan from the same seed, after a warm-up. Controls give the scale: the same
     dense run again (the noise floor), a dense run with one step fewer, and the dense video of another prompt.
     """
-    from ..files import check_writable, write_json
+    from ..files import write_json
 
-    for path in (json, sheet, html):
-        if path is not None:
-            check_writable(path)
+    opt.check_outputs(json, sheet, html)
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"the sheet {sheet} does not end in .png; name it {sheet.stem}.png")
     if html is not None and html.suffix.lower() not in (".html", ".htm"):

@@ -40,6 +40,16 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 class _OneSentence(TyperGroup):
     """Turns expected errors of any command into one sentence on stderr and an exit code."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options before the command; what is wrong there ends as in :meth:`invoke`."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except _USAGE_ERROR as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # its text is the help
+                raise
+            _say_usage_error(error)
+            raise typer.Exit(2) from error
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; expected errors end here."""
         try:
@@ -50,8 +60,7 @@ class _OneSentence(TyperGroup):
             typer.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except _USAGE_ERROR as error:
-            where = getattr(error.ctx, "command_path", "vidaccel")
-            typer.echo(f"error: {error.format_message().rstrip('.')}; see {where} --help", err=True)
+            _say_usage_error(error)
             ctx.exit(2)
         except KeyboardInterrupt as error:
             typer.echo(outcome(error, _outputs(written)), err=True)
@@ -64,6 +73,11 @@ class _OneSentence(TyperGroup):
                 "error: the device has too little memory; try --cpu-offload, or fewer or smaller frames", err=True
             )
             ctx.exit(2)
+
+
+def _say_usage_error(error: Any) -> None:
+    where = getattr(error.ctx, "command_path", "vidaccel")
+    typer.echo(f"error: {error.format_message().rstrip('.')}; see {where} --help", err=True)
 
 
 def _shown(

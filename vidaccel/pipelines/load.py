@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 __all__ = ["DTYPES", "check_model", "compile_transformers", "load_pipeline", "parse_dtype", "pipeline_class"]
 
@@ -42,7 +42,7 @@ def parse_dtype(name: str) -> torch.dtype:
         ConfigError: there is none; the message lists the names.
     """
     if name not in DTYPES:
-        raise ConfigError(f"dtype is {name!r}; valid are {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype is {name!r}; valid are {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return DTYPES[name]
 
 
@@ -55,6 +55,8 @@ def check_model(model: str | os.PathLike[str]) -> str:
     text = os.fspath(model)
     folder = Path(text)
     if folder.suffix.lower() in _SINGLE_FILES and not folder.is_dir():
+        if not folder.exists():
+            raise ConfigError(f"there is no file {text}; a model is a pipeline's folder, or a hub id owner/name")
         raise ConfigError(
             f"{text} is a single file, and vidaccel loads pipelines' folders; load it in Python,"
             " transformer = WanTransformer3DModel.from_single_file(path) with your model's class (a .gguf also takes"
@@ -70,7 +72,9 @@ def check_model(model: str | os.PathLike[str]) -> str:
         )
     index = next((folder / name for name in (_INDEX, _MODULAR) if (folder / name).is_file()), None)
     if index is None:
-        raise ConfigError(f"{text} is not a diffusers pipeline: it has no model_index.json; give a pipeline's folder")
+        part = (folder / "config.json").is_file()
+        advice = "it is a part of one, so give the folder above it" if part else "give a pipeline's folder"
+        raise ConfigError(f"{text} is not a diffusers pipeline: it has no model_index.json; {advice}")
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))
         name = listed["_class_name"]
@@ -140,6 +144,8 @@ def load_pipeline(
     name = check_model(model)
     if cpu_offload and device.type == "cpu":
         raise ConfigError("cpu offload keeps weights off an accelerator, and the device is the CPU; leave it out")
+    for lora in loras:
+        _check_lora(lora)
     # newer diffusers call the argument dtype and warn about its old name, older ones know only that
     keyword = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
     try:
@@ -206,12 +212,15 @@ def _loading_errors() -> tuple[type[Exception], ...]:
 _LOADING_ERRORS = _loading_errors()
 
 
-def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
-    if not hasattr(pipe, "load_lora_weights"):
-        raise ConfigError(f"{type(pipe).__name__} cannot take LoRA weights; leave out --lora")
+def _check_lora(lora: str) -> None:
     looks_local = lora.endswith(".safetensors") or lora.startswith((".", "/", "~")) or lora.count("/") != 1
     if looks_local and not Path(lora).exists():
         raise ConfigError(f"there is no LoRA {lora}; give a .safetensors file or a hub id of the form owner/name")
+
+
+def _load_lora(pipe: Any, lora: str, adapter: str) -> None:
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ConfigError(f"{type(pipe).__name__} cannot take LoRA weights; leave out --lora")
     try:
         pipe.load_lora_weights(lora, adapter_name=adapter, use_safetensors=True)
     except Exception as error:
