@@ -124,7 +124,7 @@ def calibrate(
         raise ConfigError(f"the plan {output} does not end in .safetensors; name it {output.stem}.safetensors")
     check_combination(linear, budget, target_gpu, caches)
     kept = output.with_suffix(".observations.safetensors") if state is None else state
-    opt.check_outputs(output, kept, html, json)
+    opt.check_outputs(output, kept, html, json, read=(prompts, candidates, image))
     check_caches(caches)
     if kept.exists():
         Observations.load(kept)  # whether it is of this run is known later; whether it is one at all, now
