@@ -2,8 +2,8 @@
 
 A processor with other vector units, or a kernel that takes keys in blocks, rounds attention otherwise by about one unit
 in the last place. What a model makes of that is its own: some move by 1e-6, some by 5e-5. So a pipeline runs again with
-each attention output moved by up to one unit, and the bound is a multiple of the largest movement. Wrong blocks move the
-same outputs by a tenth of their size and more.
+each attention output moved by up to one unit, and the bound is a multiple of the largest movement. Wrong blocks move
+the same outputs by a tenth of their size and more.
 """
 
 from __future__ import annotations

@@ -137,6 +137,12 @@ def read_cache(text: str | None, plan: Plan) -> tuple[Plan, Cache | None]:
     return (plan, None) if text is None else (replace(plan, cache=None), read(text))
 
 
+def cache_file(text: str | None) -> Path | None:
+    """The file that ``--cache`` names, if it names one."""
+    name, _, value = (text or "").partition(":")
+    return Path(value) if name == "mag" and value else None
+
+
 def read_linear(text: str | None, plan: Plan) -> Plan:
     """The plan with the Linears of ``--linear``, where that is given."""
     from ..configs.linear import linear_plan
