@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import OutputError
 
-__all__ = ["atomic_path", "check_folder", "check_writable", "finished_files", "make_folder", "write_json"]
+__all__ = ["atomic_path", "check_folder", "check_writable", "finished_files", "write_json"]
 
 _FINISHED: ContextVar[list[Path] | None] = ContextVar("vidaccel_finished_files", default=None)
 
@@ -38,52 +38,38 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     if not target.name or target.is_dir():
-        raise OutputError(f"the output {target} is a folder; name a file in it, for example {target / 'out.mp4'}")
+        raise OutputError(f"the output {target} is a folder; name a file in it")
     if not target.parent.exists():
         raise OutputError(f"cannot write {target}: the folder {target.parent} does not exist; create it first")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {target}: {target.parent} is not a folder; choose another output path")
-    _probe(target, target)
-    return target
-
-
-def _probe(beside: Path, wanted: Path) -> None:
-    """Makes and removes a file in the folder of ``beside``; where it cannot be, the error names ``wanted``."""
-    probe = _temporary_beside(beside)
+    probe = _temporary_beside(target)
     try:
         probe.touch(exist_ok=False)
     except OSError as error:
-        raise _explain(wanted, error) from error
+        raise _explain(target, error) from error
     finally:
         probe.unlink(missing_ok=True)
+    return target
 
 
 def check_folder(path: str | os.PathLike[str]) -> Path:
-    """Prove that files can be written into this folder once it is made; nothing is left behind, the folder neither.
+    """Prove, before any work is done, that files can be written into the folder ``path``, which need not exist yet.
+
+    It is not made: a refused command leaves nothing behind, and other processes may look at the same time.
 
     Raises:
-        OutputError: it, or the nearest folder above it that exists, is a file or cannot be written to.
+        OutputError: the folder cannot be made or written to.
     """
-    target = Path(path)
-    there = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+    folder = Path(path).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
     if not there.is_dir():
-        raise OutputError(f"cannot write into {target}: {there} is not a folder; choose another output")
-    _probe(there / "file", target)
-    return target
-
-
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, with those above it, made if it is not there.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    target = Path(path)
+        raise OutputError(f"cannot make the folder {folder}: {there} is not a folder; choose another output")
     try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {target}: {error.strerror}; choose another output") from error
-    return target
+        check_writable(there / "probe")
+    except OutputError as error:
+        raise OutputError(f"cannot write into the folder {folder}: {error}") from error
+    return Path(path)
 
 
 @contextmanager

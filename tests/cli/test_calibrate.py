@@ -123,7 +123,7 @@ def test_what_is_refused(refused: Callable[..., str], common: tuple[Any, ...], t
     told = refused("calibrate", *common, *out, "--density", 0.5, "--state", damaged)
     assert "truncated" in told and damaged.read_bytes() == b"nothing"
     same = refused("solve", damaged, "--density", 0.5, "-o", damaged)
-    assert "that this command reads" in same and damaged.read_bytes() == b"nothing"
+    assert "is the observations themselves" in same and damaged.read_bytes() == b"nothing"
     assert "--validate is 0" in refused("calibrate", *common, *out, "--psnr", 30, "--validate", 0)
     assert not (tmp_path / "p.safetensors").exists()
     assert "is dense everywhere" in refused("check", "dense", *common[:7], "--prompt", "a")

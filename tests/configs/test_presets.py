@@ -12,7 +12,7 @@ from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler, U
 from hypothesis import given, settings
 
 from tests.configs.strategies import plans
-from vidaccel.configs.artifact import save_plan
+from vidaccel.configs.artifact import load_plan, save_plan
 from vidaccel.configs.codec import plan_from_data, plan_to_data
 from vidaccel.configs.plan import HeadPolicy, Plan
 from vidaccel.configs.presets import load_preset, load_yaml_plan, preset_names, resolve_plan
@@ -239,3 +239,20 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "large.yaml").write_bytes(b"#" * (2 << 20))
     with pytest.raises(PlanFileError, match="a plan in YAML is a few kB"):
         load_yaml_plan(tmp_path / "large.yaml")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("stta", "sta"), ("STA", "sta"), ("sage-2", "sage2"), ("raidal", "radial")]
+)
+def test_a_slip_of_the_pen_is_seen(typed: str, meant: str) -> None:
+    for read in (resolve_plan, load_preset):
+        with pytest.raises(ConfigError, match=f"did you mean {meant}[?]"):
+            read(typed)
+    with pytest.raises(ConfigError) as told:
+        resolve_plan("nothing of the kind")
+    assert "did you mean" not in str(told.value)
+
+
+def test_a_preset_is_no_file() -> None:
+    with pytest.raises(PlanFileError, match="a preset is read by load_preset"):
+        load_plan("sta")

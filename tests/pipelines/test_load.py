@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_a_bad_lora_is_named(folder: Path, tmp_path: Path) -> None:
     for lora, words in {
         str(tmp_path / "no.safetensors"): "there is no LoRA",
         "missing": "there is no LoRA missing",
-        str(spoilt(tmp_path / "bad.safetensors")): "could not be loaded",
+        str(spoilt(tmp_path / "bad.safetensors")): "is no .safetensors file",
     }.items():
         with pytest.raises(ConfigError, match=words):
             load_pipeline(folder, dtype=torch.float32, device=CPU, loras=[lora])
@@ -149,3 +150,24 @@ def test_dtypes_go_by_their_usual_names() -> None:
     assert parse_dtype("bf16") is parse_dtype("bfloat16") is torch.bfloat16
     with pytest.raises(ConfigError, match="dtype is 'int8'; valid are float32"):
         parse_dtype("int8")
+
+
+def test_every_missing_component_is_named(folder: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    shutil.rmtree(half / "vae")
+    shutil.rmtree(half / "tokenizer")
+    with pytest.raises(ConfigError, match="half lacks .*, which its model_index.json names") as told:
+        check_model(half)
+    assert "vae/" in str(told.value) and "tokenizer/" in str(told.value) and "transformer/" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["wan.gguf", "wan.safetensors", "Wan.GGUF"])
+def test_single_files_point_to_the_python_way(tmp_path: Path, name: str) -> None:
+    from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
+
+    with pytest.raises(ConfigError, match="single file") as told:
+        check_model(tmp_path / name)
+    # the names in the sentence are those of diffusers
+    assert f"{WanTransformer3DModel.__name__}.{WanTransformer3DModel.from_single_file.__name__}" in str(told.value)
+    assert GGUFQuantizationConfig.__name__ in str(told.value)

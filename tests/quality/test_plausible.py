@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.report.results import calibration, comparison
 from vidaccel import quality
+from vidaccel.calibration.plans import Prediction
+from vidaccel.calibration.summary import cost_notes
 from vidaccel.quality.figures import FIGURES, RANGES
 from vidaccel.quality.plausible import most_by_attention, on_dense, on_gain, on_prediction
 from vidaccel.report import comparison_table, conclusions, render_page
@@ -78,6 +81,19 @@ def test_remarks_are_shown_everywhere() -> None:
     for told in result["remarks"]:
         assert told in conclusions(result) and told in page
     assert "1.0000" in _text(comparison_table(result)) and "1.0001" not in page
+
+
+def test_a_broken_figure_is_not_called_identical() -> None:
+    mean = quality.mean_interval([float("nan"), 0.2]).to_dict()
+    assert interval(mean) == "no number" and half_width(mean) == "" and mean["infinite"] == 0
+
+
+def test_a_plan_that_gains_nothing_is_said_to() -> None:
+    choices: Any = SimpleNamespace(dense_seconds=4.41, costs=None)
+    (told,) = cost_notes(choices, Prediction(0.1, 0.5, 40.0, 48.2))
+    assert told.startswith("predicted to be slower than dense, 48.2 s against 4.41 s")
+    assert cost_notes(choices, Prediction(0.1, 0.5, 2.0, 4.0)) == []
+    assert cost_notes(choices, Prediction(0.1, 0.5, None, None)) == []
 
 
 def test_a_quiet_comparison_has_none() -> None:

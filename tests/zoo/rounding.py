@@ -1,14 +1,14 @@
 """How far rounding alone moves what a pipeline gives: the bound for two computations that sum in another order.
 
-A processor with other vector units, or a kernel that takes keys in blocks, rounds attention otherwise by about one unit
-in the last place. What a model makes of that is its own: some move by 1e-6, some by 5e-5. So a pipeline runs again with
-each attention output moved by up to one unit, and the bound is a multiple of the largest movement. Wrong blocks move
-the same outputs by a tenth of their size and more.
+A processor with other vector units, or a kernel that takes keys in blocks, rounds attention otherwise by about one
+unit in the last place. What a model makes of that is its own: some move by 1e-6, some by 5e-5. So a pipeline runs again
+with each attention output moved by up to one unit, and the bound is a multiple of the largest movement. Wrong blocks
+move the same outputs by a tenth of their size and more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class _Moved(TorchFunctionMode):
         super().__init__()
         self._draw = torch.Generator().manual_seed(seed)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func is not F.scaled_dot_product_attention:
             return out

@@ -105,9 +105,8 @@ def read_image(path: Path | None) -> Any:
     try:
         return Image.open(path).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        # of a file that holds no picture Pillow says a sentence that names it, of one that is missing the system's word
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"the image {path} cannot be read: {reason}; give a .png, .jpg or .webp") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"the image {path} cannot be read: {reason}; give a picture, such as a .png") from error
 
 
 def read_media(path: Path) -> Any:

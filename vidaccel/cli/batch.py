@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ConfigError, OutputError, StrictError
+from ..files import check_folder
 from .command import command_line
 from .interrupt import resumable
 
@@ -66,13 +67,11 @@ class Team:
 
 
 def folder_for(output: Path) -> Path:
-    """The folder of many clips, made later if it is not there.
+    """The folder of many clips; :func:`make_all` makes it if it is not there.
 
     Raises:
-        OutputError: if the path names a file, or the folder could not be made.
+        OutputError: if the path names a file, or a folder that cannot be made.
     """
-    from ..files import check_folder
-
     if output.suffix or (output.exists() and not output.is_dir()):
         raise OutputError(f"the output {output} names a file, but many prompts make many files; name a folder")
     return check_folder(output)
@@ -87,10 +86,9 @@ def make_all(clips: Sequence[Clip], team: Team, folder: Path, make: Any) -> None
     Raises:
         ConfigError: at the end, if a clip failed.
     """
-    from ..files import make_folder
     from ..pipelines.batch import make_clips
 
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     mine = team.share.of(clips)
     name = "clips.jsonl" if team.share.count == 1 else f"clips.{team.share.index}.jsonl"
     counts: dict[str, int] = {"made": 0, "found": 0, "failed": 0}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,18 +16,17 @@ from .calibration_tables import print_result
 from .command import command_line, now
 from .inputs import Inputs
 from .interrupt import resumable
-from .joint import CacheList, Joint, check_caches, choose_jointly, with_calls
+from .joint import CacheList, check_caches, choose_jointly, with_calls
 from .linears import LinearWord, check_combination, precisions
 from .progress import Progress
+from .validated import Made, compared, measured
 from .validation import Validation
 
 if TYPE_CHECKING:
-    from ..calibration.caching import Pairing
     from ..calibration.calibrate import Calibrator
     from ..calibration.cost import Costs
-    from ..calibration.plans import Choices, Prediction
+    from ..calibration.plans import Choices
     from ..calibration.solve import Solution
-    from ..configs.plan import Plan
     from ..quality import Pair
 
 _EFFORT = "Effort"
@@ -112,10 +111,11 @@ def calibrate(
 
     Watches dense generations of the prompts, scores every candidate on the way, perturbs single layers to learn what
     an error there does to the video, times every candidate, solves, and checks its own prediction on another seed.
-    Between two vertices of the front the choice is not the least there is; docs/CALIBRATION.md says by how much.
+    Its error is close to the least there is, and not always the least: docs/CALIBRATION.md says by how much.
     """
     from ..calibration.observations import Observations
     from ..files import write_json
+    from ..report import check_page_path
 
     budget = bud.one_budget(speedup=speedup, seconds=seconds, density=density, max_error=max_error, psnr=psnr)
     if psnr is not None and not validate:
@@ -126,8 +126,10 @@ def calibrate(
     kept = output.with_suffix(".observations.safetensors") if state is None else state
     opt.check_outputs(output, kept, html, json, read=(prompts, candidates, image))
     check_caches(caches)
+    if html is not None:
+        check_page_path(html)
     if kept.exists():
-        Observations.load(kept)  # whether it is of this run is known later; whether it is one at all, now
+        Observations.load(kept)  # here, because the model takes its time
     inputs = Inputs.read(context, last_seed=_OTHER_SEED)
     from ..calibration.candidates import load_candidates
     from ..calibration.predicted import find_gpu
@@ -191,7 +193,7 @@ def calibrate(
     found = calibration_result(choices, made.solution, heads=heads, notes=[*run.advice(), *checks.notes])
     result: dict[str, Any] = {"model": ready.opened.name, "machine": opt.machine()}
     result |= {"command": command_line(), "created": now(), "plan": plan.name, "calibration": found}
-    result |= _compared(found, made, choices, plan, run.survey.total, predicted=target is not None)
+    result |= compared(found, made, choices, plan, run.survey.total, predicted=target is not None)
     run.seen.save(kept)
     print_result(found, result.get("remarks", ()))
     if json is not None:
@@ -216,27 +218,6 @@ def _kept(observations: Path) -> str | None:
     return f"what was observed is kept in {observations}; go on from there by: {command_line()}"
 
 
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """What was chosen.
-
-    Args:
-        making: what makes a plan of the solution.
-        pairs: its runs on other seeds, or ``None`` if they are still to be made.
-        joint: the choice among step caches, if there was one.
-    """
-
-    making: Choices | Pairing
-    solution: Solution
-    pairs: list[Pair] | None
-    joint: Joint | None = None
-
-    @property
-    def predicted(self) -> Prediction | None:
-        """Of cache and plan together; ``None`` where it is the plan's alone."""
-        return None if self.joint is None else self.joint.pair.predicted
-
-
 def _watch(run: Calibrator, progress: Progress, bounded: bud.Budget | None) -> Costs:
     """Times, observes and perturbs, each as far as it is not in the file yet; returns the candidates' seconds.
 
@@ -259,7 +240,7 @@ def _watch(run: Calibrator, progress: Progress, bounded: bud.Budget | None) -> C
 
 def _choose(
     choices: Choices, checks: Validation, budget: bud.Budget, stepping: Sequence[str], *, predicted: bool
-) -> _Made:
+) -> Made:
     """The solver's choice within the budget: of plans, or of pairs of plan and step cache, which are run.
 
     Args:
@@ -274,46 +255,15 @@ def _choose(
 
         def means(runs: Sequence[Pair]) -> dict[str, Any]:
             return with_calls(
-                _measured("trial", runs[0].dense.settings, runs, predicted=predicted)[1], runs, choices.all_calls
+                measured("trial", runs[0].dense.settings, runs, predicted=predicted)[1], runs, choices.all_calls
             )
 
         joint = choose_jointly(choices, figures, budget, checks, means)
         checks.notes += [joint.note] if joint.note else []
-        return _Made(joint.pair.pairing, joint.pair.solution, joint.runs, joint)
+        return Made(joint.pair.pairing, joint.pair.solution, joint.runs, joint)
     if budget.kind == "psnr":
-        return _Made(choices, *_for_psnr(choices, checks, budget.value))
-    return _Made(choices, budget.solve(choices), None)
-
-
-def _compared(
-    found: dict[str, Any], made: _Made, choices: Choices, plan: Plan, dense_seconds: float, *, predicted: bool
-) -> dict[str, Any]:
-    """The comparison of the validation runs; what they measured is added to ``found`` and to the observations.
-
-    Args:
-        dense_seconds: of the dense generation at the start.
-        predicted: whether seconds are predicted for another device.
-    """
-    if made.joint is not None:
-        told = made.joint.pair.predicted.to_dict()
-        found |= {"predicted": told, "chosen": told, "caches": made.joint.told, "cache": plan.cache}
-    if not made.pairs:
-        return {}
-    from ..calibration.summary import add_measured
-    from ..quality import on_prediction, run_settings
-
-    settings = run_settings(made.pairs[0].dense, plan)
-    comparison, measured, errors = _measured(
-        plan.name, settings, made.pairs, predicted=predicted, dense_runs=[dense_seconds]
-    )
-    if not predicted and found["predicted"]["seconds"] is not None:
-        seconds = found["predicted"]["seconds"], measured["seconds"], found["dense"]["seconds"]
-        comparison["remarks"] += on_prediction(*seconds)
-    if plan.cache is None:
-        add_measured(found, choices, made.solution, measured, errors)
-    else:  # what these runs say is of both, so predictions of plans alone are not fitted to it
-        found["measured"] = with_calls(measured, made.pairs, choices.all_calls)
-    return comparison
+        return Made(choices, *_for_psnr(choices, checks, budget.value))
+    return Made(choices, budget.solve(choices), None)
 
 
 def _ceiling(run: Calibrator, costs: Costs, budget: bud.Budget | None) -> str:
@@ -350,29 +300,3 @@ def _for_psnr(choices: Choices, checks: Validation, target: float) -> tuple[Solu
         return mean
 
     return for_quality(choices, measure, target, go_on=lambda: checks.another), best
-
-
-def _measured(
-    name: str,
-    settings: Mapping[str, Any],
-    pairs: Sequence[Pair],
-    *,
-    predicted: bool,
-    dense_runs: Sequence[float] = (),
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    """The comparison of the validation runs, their means, and the latent error of each prompt.
-
-    Args:
-        predicted: whether the calibration's seconds are predicted for another device, so that these are not theirs.
-        dense_runs: seconds of other dense runs in this command.
-    """
-    from .. import quality
-
-    result = quality.summarise(name, settings, [pair.to_dict() for pair in pairs], dense_runs=dense_runs)
-    means = result["summary"]
-    measured = {"psnr": means["psnr"], "density": means["density"]["mean"], "error": means["latent_error"]["mean"]}
-    if not predicted:
-        measured["seconds"] = means["seconds"]["plan"]["total"]["mean"]
-        measured["speedup"] = means["speedup"]["total"]["mean"]
-    known = {pair.request.fingerprint: pair.quality["latent_error"] for pair in pairs}
-    return result, measured, {key: error for key, error in known.items() if error is not None}

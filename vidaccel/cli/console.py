@@ -68,7 +68,7 @@ def _most(param: Any) -> float | None:
 def _check_number(ctx: Any, param: Any, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number; give one", ctx=ctx, param=param)
     if abs(value) > _MOST and _most(param) is None:
-        raise typer.BadParameter(f"{value:g} is out of all measure; give at most {_MOST}", ctx=ctx, param=param)
+        raise typer.BadParameter(f"such a number is out of all measure; give at most {_MOST:,}", ctx=ctx, param=param)

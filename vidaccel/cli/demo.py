@@ -30,23 +30,23 @@ def demo(
 
     Writes demo.mp4, demo-dense.mp4, demo.png (contact sheet) and demo.json into outputs/.
     """
-    from ..files import check_folder, make_folder, write_json
+    from ..files import check_folder, check_writable, write_json
     from ..pipelines.video import check_video_path, write_video
 
     check_video_path(output)
     if prompt is not None and not prompt.strip():
-        raise ConfigError("--prompt is empty; say what to show, or leave it out")
+        raise ConfigError("there is no prompt: --prompt is empty; say what to show, or leave it out")
     check_folder(output.parent)
     dense_path = output.with_stem(f"{output.stem}-dense")
     sheet, beside = output.with_suffix(".png"), output.with_suffix(".json")
-    if output.parent.exists():
-        opt.check_outputs(output, dense_path, sheet, beside)
     from ..pipelines.demo import DEMO_PLAN, PROMPTS
 
     chosen = opt.read_plan(str(DEMO_PLAN) if plan is None else plan)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for path in (output, dense_path, sheet, beside):
+        check_writable(path)
     typer.echo("loading the small model", err=True)
     opened = opt.open_pipeline(None, dtype=None, device=None)
-    make_folder(output.parent)
     from .. import quality, report
     from ..pipelines.generate import Request
 

@@ -34,7 +34,10 @@ def solve(
     """Solve stored observations for a budget: another plan in seconds. Without a budget, show the whole front."""
     from ..files import write_json
 
-    opt.check_outputs(output, json, read=(observations,))
+    opt.check_outputs(output, json)
+    for path in (output, json):
+        if path is not None and path.resolve() == observations.resolve():
+            raise ConfigError(f"{path} is the observations themselves; give the output another name")
     given = {"speedup": speedup, "seconds": seconds, "density": density, "max_error": max_error}
     wanted = any(value is not None for value in given.values())
     if output is not None and output.suffix.lower() != ".safetensors":

@@ -116,7 +116,7 @@ class Sealed:
         except FileNotFoundError:
             raise PlanFileError(f"there is no {self.kind} file {path}; check the path") from None
         except OSError as error:
-            raise PlanFileError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise PlanFileError(f"{path} cannot be read: {error.strerror or error}; give a file that can be") from None
         except SafetensorError as error:
             reason = str(error).splitlines()[0] if str(error) else "unknown reason"
             reason = reason[:_MAX_MESSAGE]

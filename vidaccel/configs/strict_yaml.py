@@ -80,7 +80,7 @@ def read_yaml(path: str | Path, what: str, build: Callable[[object], _T], error:
     except FileNotFoundError:
         raise error(f"there is no {noun} file {path}; check the path") from None
     except OSError as found:
-        raise error(f"{path} cannot be read: {found.strerror or found}") from None
+        raise error(f"{path} cannot be read: {found.strerror or found}; give a file that can be") from None
     except UnicodeDecodeError:
         raise error(f"{path} is not text in UTF-8; save it as UTF-8") from None
     return parse_yaml(text, str(path), what, build, error)

@@ -251,8 +251,10 @@ def _ratios(path: str) -> list[float]:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"the ratios for the cache mag in {path} cannot be read: {reason}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"the ratios for the cache mag in {path} cannot be read: {reason}; give a JSON list of numbers"
+        ) from error
     good = isinstance(found, list) and found and all(isinstance(x, int | float) and math.isfinite(x) for x in found)
     if not good:
         raise ConfigError(

@@ -55,8 +55,6 @@ def check_model(model: str | os.PathLike[str]) -> str:
     text = os.fspath(model)
     folder = Path(text)
     if folder.suffix.lower() in _SINGLE_FILES and not folder.is_dir():
-        if not folder.exists():
-            raise ConfigError(f"there is no file {text}; a model is a pipeline's folder, or a hub id owner/name")
         raise ConfigError(
             f"{text} is a single file, and vidaccel loads pipelines' folders; load it in Python,"
             " transformer = WanTransformer3DModel.from_single_file(path) with your model's class (a .gguf also takes"
@@ -213,9 +211,21 @@ _LOADING_ERRORS = _loading_errors()
 
 
 def _check_lora(lora: str) -> None:
+    """Refuses, before the model is loaded, a file that is missing or none of weights."""
+    from safetensors import SafetensorError, safe_open
+
     looks_local = lora.endswith(".safetensors") or lora.startswith((".", "/", "~")) or lora.count("/") != 1
     if looks_local and not Path(lora).exists():
         raise ConfigError(f"there is no LoRA {lora}; give a .safetensors file or a hub id of the form owner/name")
+    if not Path(lora).is_file():
+        return
+    try:
+        with safe_open(lora, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"the LoRA {lora} is no .safetensors file ({_first_line(error)}); give one of LoRA weights"
+        ) from error
 
 
 def _load_lora(pipe: Any, lora: str, adapter: str) -> None:

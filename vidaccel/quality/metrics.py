@@ -107,7 +107,7 @@ class Interval:
     """A mean and its 95% confidence interval (Student's t, so it is wide where figures are few).
 
     Args:
-        mean: over the finite figures; ``None`` without any.
+        mean: over the finite figures; ``None`` without any, NaN if one of them is.
         low, high: ends of the interval, cut where no such figure can be; ``None`` for fewer than two figures.
         count: finite figures.
         infinite: figures left out because they are infinite (PSNR of identical videos).
@@ -132,6 +132,8 @@ def mean_interval(figures: Sequence[float], within: tuple[float, float] = (-math
         within: the least and the greatest value that such a figure can have. Student's t knows of no limits, so an
             interval that goes beyond them is cut there: what is beyond cannot be the mean.
     """
+    if any(math.isnan(figure) for figure in figures):
+        return Interval(math.nan, None, None, len(figures), 0)  # or a broken run would count as an identical one
     finite = [figure for figure in figures if math.isfinite(figure)]
     infinite = len(figures) - len(finite)
     if not finite:

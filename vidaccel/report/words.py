@@ -21,6 +21,8 @@ def figure(value: Any, digits: int = 2, *, unit: str = "") -> str:
     """A number for people: ``-`` if there is none, ``identical`` for an infinite PSNR, else rounded."""
     if value is None:
         return "-"
+    if value != value:
+        return "no number"
     if value in (float("inf"), "inf"):
         return "identical"
     return f"{value:.{digits}f}{unit}"
