@@ -169,7 +169,7 @@ def find_device(name: str) -> torch.device:
         if device.type == "meta":  # it has shapes and no numbers
             raise RuntimeError
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # torch's own words are many lines
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError):  # torch's own words are many lines
         raise ConfigError(f"torch cannot use the device {name!r} here; it can use {', '.join(_usable())}") from None
     return device
 

@@ -20,6 +20,9 @@ Every message is one sentence or two: what was found, what is valid, how to fix 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 __all__ = [
     "AlreadyPatchedError",
     "ConfigError",
@@ -34,6 +37,7 @@ __all__ = [
     "UnsupportedModelError",
     "VidaccelError",
     "VidaccelWarning",
+    "did_you_mean",
 ]
 
 
@@ -87,3 +91,15 @@ class OutputError(VidaccelError, OSError):
 
 class VidaccelWarning(UserWarning):
     """Something is not as asked, and the run goes on; the message says what and why."""
+
+
+def did_you_mean(found: object, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the valid name it resembles most, or nothing.
+
+    Letter case counts for nothing here, though it does where names are looked up.
+    """
+    if not isinstance(found, str):
+        return ""
+    names = {name.lower(): name for name in valid}
+    nearest = get_close_matches(found.lower(), names, n=1)
+    return f"; did you mean {names[nearest[0]]}?" if nearest else ""

@@ -64,4 +64,4 @@ def test_the_shipped_plan_is_what_the_shipped_observations_give(vidaccel: Callab
 
 def test_a_folder_that_cannot_be_made(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "outputs").touch()
-    assert "cannot make the folder" in refused("demo", "-o", tmp_path / "outputs" / "sub" / "demo.mp4")
+    assert "is not a folder; choose another output" in refused("demo", "-o", tmp_path / "outputs" / "sub" / "demo.mp4")

@@ -174,7 +174,7 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             resolve_plan(wrong)
     with pytest.raises(ConfigError, match="plan is a int; give a Plan"):
         resolve_plan(3)
-    with pytest.raises(ConfigError, match=f"no preset 'stta'; did you mean sta. valid are {', '.join(PRESETS)}"):
+    with pytest.raises(ConfigError, match=f"no preset 'stta'; valid are {', '.join(PRESETS)}; did you mean sta"):
         load_preset("stta")
 
 

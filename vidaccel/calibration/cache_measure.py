@@ -20,7 +20,7 @@ from .cache_runs import CacheFigures, CacheRun, figures_of
 from .observations import Observations
 from .sensitivity import relative_change
 
-__all__ = ["caches_for", "measure_caches", "measured_figures", "stored_figures"]
+__all__ = ["caches_for", "measure_caches", "measured_figures", "named_caches", "stored_figures"]
 
 
 def caches_for(pipe: Any, text: str) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -32,13 +32,18 @@ def caches_for(pipe: Any, text: str) -> tuple[tuple[str, ...], dict[str, str]]:
     if text.strip() == "auto":
         reasons = without(pipe, AUTO, None)
         return ("none", *(cache for cache in AUTO if cache not in reasons)), reasons
-    named = _named(text)
+    named = named_caches(text)
     for cache in named:
         check_cache(pipe, read_cache(cache), None)
     return named, {}
 
 
-def _named(text: str) -> tuple[str, ...]:
+def named_caches(text: str) -> tuple[str, ...]:
+    """The caches of ``--caches``, in their one spelling; what a pipeline takes of them is not asked.
+
+    Raises:
+        ConfigError: if one is unknown or left out between commas.
+    """
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise ConfigError(f"--caches is {text!r}; give caches with commas between, such as none,first-block:0.08")
@@ -55,7 +60,7 @@ def stored_figures(seen: Observations, text: str) -> list[CacheFigures]:
     if not known:
         raise ConfigError("no step cache was measured for these observations; run vidaccel calibrate --caches")
     found = []
-    for cache in ("none", *known) if text.strip() == "auto" else _named(text):
+    for cache in ("none", *known) if text.strip() == "auto" else named_caches(text):
         if cache != "none" and cache not in known:
             raise ConfigError(f"the step cache {cache} was not measured; measured are {', '.join(known)}")
         found.append(figures_of(seen.caches, cache))

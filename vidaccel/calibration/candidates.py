@@ -23,7 +23,7 @@ from ..configs.pattern_spec import CompensationSpec, PatternSpec
 from ..configs.plan import HeadPolicy
 from ..configs.strict_yaml import parse_yaml, read_yaml
 from ..engine.prepare import check_policy
-from ..errors import ConfigError, KernelError
+from ..errors import ConfigError, KernelError, did_you_mean
 from ..kernels.contract import KernelRequest
 from ..kernels.dispatch import select
 from ..layout import TokenLayout
@@ -96,7 +96,7 @@ def load_candidates(name_or_path: str | Path) -> CandidateSet:
     if text is None:
         raise ConfigError(
             f"{str(name_or_path)!r} is neither a candidate set nor a file of one; sets are"
-            f" {', '.join(candidate_names())}, files end in .yaml"
+            f" {', '.join(candidate_names())}, files end in .yaml" + did_you_mean(str(name_or_path), candidate_names())
         )
     return parse_yaml(text, f"candidate set {name_or_path}", _WHAT, _from_data)
 

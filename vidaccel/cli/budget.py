@@ -19,10 +19,10 @@ PANEL = "Budget (one of them)"
 Speedup = Annotated[
     float | None, typer.Option(min=1.0, help="Whole generation this many times as fast.", rich_help_panel=PANEL)
 ]
-Seconds = Annotated[float | None, typer.Option(min=0.0, help="Seconds of a whole generation.", rich_help_panel=PANEL)]
+Seconds = Annotated[float | None, typer.Option(min=0.001, help="Seconds of a whole generation.", rich_help_panel=PANEL)]
 Density = Annotated[
     float | None,
-    typer.Option(min=0.0, max=1.0, help="Kept token pairs over all, dense steps included.", rich_help_panel=PANEL),
+    typer.Option(min=0.001, max=1.0, help="Kept token pairs over all, dense steps included.", rich_help_panel=PANEL),
 ]
 MaxError = Annotated[
     float | None,
@@ -54,12 +54,21 @@ class Budget:
         return f"--{self.kind} {self.value:g}"
 
     def solve(self, choices: Choices) -> Solution:
-        """The best choice within the budget (not for psnr, which needs runs)."""
-        if self.kind == "density":
-            return choices.at(self.value)
-        if self.kind == "max-error":
-            return choices.for_error(self.value)
-        return choices.for_speedup(self.value) if self.kind == "speedup" else choices.for_seconds(self.value)
+        """The best choice within the budget (not for psnr, which needs runs).
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        solve = {
+            "density": choices.at,
+            "max-error": choices.for_error,
+            "speedup": choices.for_speedup,
+            "seconds": choices.for_seconds,
+        }[self.kind]
+        try:
+            return solve(self.value)
+        except ConfigError as error:
+            raise ConfigError(f"{self} cannot be kept: {error}") from error
 
 
 def one_budget(**given: float | None) -> Budget:

@@ -16,7 +16,7 @@ from .calibration_tables import print_result
 from .command import command_line, now
 from .inputs import Inputs
 from .interrupt import resumable
-from .joint import CacheList, choose_jointly, with_calls
+from .joint import CacheList, check_caches, choose_jointly, with_calls
 from .linears import LinearWord, check_combination, precisions
 from .progress import Progress
 from .validated import Made, compared, measured
@@ -124,7 +124,8 @@ def calibrate(
         raise ConfigError(f"the plan {output} does not end in .safetensors; name it {output.stem}.safetensors")
     check_combination(linear, budget, target_gpu, caches)
     kept = output.with_suffix(".observations.safetensors") if state is None else state
-    opt.check_outputs(output, kept, html, json)
+    opt.check_outputs(output, kept, html, json, read=(prompts, candidates, image))
+    check_caches(caches)
     if html is not None:
         check_page_path(html)
     if kept.exists():

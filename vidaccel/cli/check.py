@@ -44,11 +44,12 @@ def check(
     cpu_offload: opt.CpuOffload = False,
 ) -> None:
     """Score a plan's own choices again with these settings, and say which heads have drifted."""
-    from ..files import check_writable, write_json
+    from ..files import write_json
 
-    if json is not None:
-        check_writable(json)
+    opt.check_outputs(json, read=(plan, state, prompts, image))
     chosen = opt.read_plan(plan)
+    if chosen.is_dense:
+        raise ConfigError(f"the plan {chosen.name!r} is dense everywhere, so there is nothing to check; give another")
     beside = Path(plan).with_suffix(".observations.safetensors") if state is None else state
     if state is not None and not state.exists():
         raise ConfigError(f"there is no observations file {state}; leave --state out to go without")

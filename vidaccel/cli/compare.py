@@ -79,7 +79,7 @@ def compare(
     """
     from ..files import write_json
 
-    opt.check_outputs(json, sheet, html)
+    opt.check_outputs(json, sheet, html, read=(prompts, plan, image, opt.cache_file(cache)))
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"the sheet {sheet} does not end in .png; name it {sheet.stem}.png")
     if html is not None and html.suffix.lower() not in (".html", ".htm"):

@@ -73,7 +73,6 @@ def generate(
 
     A model's sound is in the file. More clips of one prompt (--arg num_videos_per_prompt=2) are out.mp4, out-2.mp4, ...
     """
-    from ..files import check_writable
     from ..pipelines.call_check import check_seed
     from ..pipelines.video import check_video_path
 
@@ -92,8 +91,9 @@ def generate(
         team = Team(device)
         device = team.device
     else:
-        target = check_writable(check_video_path(Path("out.mp4") if output is None else output))
-        check_writable(target.with_suffix(".json"))
+        target = check_video_path(Path("out.mp4") if output is None else output)
+        inputs = (*input_files(context).values(), opt.cache_file(cache))
+        opt.check_outputs(target, target.with_suffix(".json"), read=inputs)
     chosen, stepping = opt.read_cache(cache, opt.read_linear(linear, opt.read_plan(plan)))
     trained = opt.read_weight_files(weights)
     opened = opt.open_pipeline(model, dtype=dtype, device=device, lora=lora, cpu_offload=cpu_offload, compile=compile)
@@ -108,7 +108,7 @@ def generate(
     session = patch(opened.pipe, chosen, strict=strict, allow_mismatch=allow_mismatch, weights=trained)
     check_call(opened.pipe, arguments, several=True)
     if team is None:
-        opt.check_outputs(*clip_paths(target, arguments.get("num_videos_per_prompt", 1)))
+        opt.check_outputs(*clip_paths(target, arguments.get("num_videos_per_prompt", 1)), read=inputs)
     rate = opened.frame_rate(arguments) if fps is None else FrameRate(fps)
     asked = num_frames if num_frames is not None or "num_frames" in opened.defaults else arguments.get("num_frames")
     work = _Work(opened, chosen, session, stepping, asked, rate, input_files(context))

@@ -42,14 +42,14 @@ def inspect(
     ] = None,
 ) -> None:
     """Show a plan: what it was made for, its rules, the density of each pattern, and a heat-map."""
+    from .. import report
     from ..files import check_writable
 
     if output is not None:
-        check_writable(output)
+        check_writable(report.check_heatmap_path(output))
     chosen = opt.read_plan(plan)
     from rich.table import Table
 
-    from .. import report
     from ..layout import TokenLayout
 
     layout = TokenLayout.of(_grid(grid, chosen), chosen.tile)
@@ -76,7 +76,7 @@ def _grid(text: str | None, plan: Plan) -> VideoGrid:
 
     if text is None and plan.fingerprint is not None and plan.fingerprint.grid is not None:
         return _bounded(plan.fingerprint.grid, f"the plan is for a grid of {plan.fingerprint.grid}")
-    parts = (text or _GRID).lower().split("x")
+    parts = (_GRID if text is None else text).lower().split("x")
     if len(parts) != 3 or not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise ConfigError(f"--grid is {text!r}; give frames x height x width in tokens, for example {_GRID}")
     return _bounded(VideoGrid(*map(int, parts)), f"--grid is {text!r}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..calibration.solve import Solution
     from ..quality import Pair as Runs
 
-__all__ = ["CacheList", "Joint", "choose_jointly", "with_calls"]
+__all__ = ["CacheList", "Joint", "check_caches", "choose_jointly", "with_calls"]
 
 CacheList = Annotated[
     str | None,
@@ -52,6 +52,18 @@ class Joint:
     runs: list[Runs]
     told: dict[str, Any]
     note: str | None
+
+
+def check_caches(text: str | None) -> None:
+    """Refuses names in ``--caches`` that no pipeline knows, before one is loaded.
+
+    Raises:
+        ConfigError: see there.
+    """
+    from ..calibration.cache_measure import named_caches
+
+    if text is not None and text.strip() != "auto":
+        named_caches(text)
 
 
 def choose_jointly(

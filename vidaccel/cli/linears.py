@@ -31,6 +31,11 @@ def check_combination(word: str | None, budget: Budget, target: str | None, cach
     """
     if word is None:
         return
+    from ..configs.linear import LINEAR_PRECISIONS
+
+    known = [name for name in LINEAR_PRECISIONS if name != "native"]
+    if word not in (*known, "auto"):
+        raise ConfigError(f"--linear is {word!r}; valid are {', '.join(known)}, auto")
     if budget.kind == "density":
         raise ConfigError(
             "--density does not count Linears, so --linear has no say; give another budget or leave it out"

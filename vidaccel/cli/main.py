@@ -33,12 +33,28 @@ from .solve import solve
 __all__ = ["app", "main"]
 
 
+#: Key of a context's meta: what was typed behind the program's name.
+_WORDS = "vidaccel.words"
+
 # typer carries its own copy of click in newer versions, so the class is found by way of one that it exports
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
 class _OneSentence(TyperGroup):
     """Turns expected errors of any command into one sentence on stderr and an exit code."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **kwargs: Any) -> Any:
+        """Read the options before the command; what is wrong there ends as in :meth:`invoke`."""
+        words = list(args)  # the parser takes them out one by one
+        try:
+            context = super().make_context(info_name, args, *more, **kwargs)
+            context.meta[_WORDS] = words
+            return context
+        except _USAGE_ERROR as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # its text is the help
+                raise
+            _say_usage_error(error, words)
+            raise typer.Exit(2) from error
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; expected errors end here."""
@@ -50,8 +66,7 @@ class _OneSentence(TyperGroup):
             typer.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except _USAGE_ERROR as error:
-            where = getattr(error.ctx, "command_path", "vidaccel")
-            typer.echo(f"error: {error.format_message().rstrip('.')}; see {where} --help", err=True)
+            _say_usage_error(error, ctx.meta[_WORDS])
             ctx.exit(2)
         except KeyboardInterrupt as error:
             typer.echo(outcome(error, _outputs(written)), err=True)
@@ -64,6 +79,24 @@ class _OneSentence(TyperGroup):
                 "error: the device has too little memory; try --cpu-offload, or fewer or smaller frames", err=True
             )
             ctx.exit(2)
+
+
+def _say_usage_error(error: Any, words: Sequence[str]) -> None:
+    where = getattr(error.ctx, "command_path", "vidaccel")
+    told, found = error.format_message().rstrip("."), _found(error, words)
+    told += f", and it is {found!r}" if found is not None and found not in told else ""
+    typer.echo(f"error: {told}; see {where} --help", err=True)
+
+
+def _found(error: Any, words: Sequence[str]) -> str | None:
+    """The value of the option that an error is about, as it was typed; newer versions of typer do not tell it."""
+    names = getattr(getattr(error, "param", None), "opts", None) or ()
+    found = None
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in names:
+            found = value if equals else next(iter(words[place + 1 :]), None)
+    return found
 
 
 def _shown(

@@ -137,6 +137,12 @@ def read_cache(text: str | None, plan: Plan) -> tuple[Plan, Cache | None]:
     return (plan, None) if text is None else (replace(plan, cache=None), read(text))
 
 
+def cache_file(text: str | None) -> Path | None:
+    """The file that ``--cache`` names, if it names one."""
+    name, _, value = (text or "").partition(":")
+    return Path(value) if name == "mag" and value else None
+
+
 def read_linear(text: str | None, plan: Plan) -> Plan:
     """The plan with the Linears of ``--linear``, where that is given."""
     from ..configs.linear import linear_plan
@@ -192,8 +198,13 @@ def open_pipeline(
     return Opened(pipe, "demo" if is_demo else name, defaults, defaults.pop("fps", None))
 
 
-def check_outputs(*paths: Path | None) -> None:
-    """Raises an error, before any work is done, unless all of these files can be written and none is meant twice."""
+def check_outputs(*paths: Path | None, read: Sequence[str | Path | None] = ()) -> None:
+    """Raises an error, before any work is done, unless all of these files can be written and none is meant twice.
+
+    Args:
+        paths: files to be written.
+        read: files that the same command reads; none of them may be written over.
+    """
     from ..files import check_writable
 
     seen: dict[Path, Path] = {}
@@ -203,6 +214,9 @@ def check_outputs(*paths: Path | None) -> None:
         check_writable(path)
         if seen.setdefault(path.resolve(), path) is not path:
             raise ConfigError(f"{path} is named for two files; give each a name of its own")
+    for given in read:
+        if given is not None and (path := seen.get(Path(given).resolve())) is not None:
+            raise ConfigError(f"the output {path} is a file that this command reads; give it another name")
 
 
 def machine() -> dict[str, Any]:

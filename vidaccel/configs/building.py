@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Generic, TypeVar
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from .pattern_spec import PatternSpec
 
 __all__ = ["Registry"]
@@ -48,7 +48,10 @@ class Registry(Generic[_T]):
         """
         cls = self.known.get(spec.name)
         if cls is None:
-            raise ConfigError(f"no {self.kind} is called {spec.name!r}; valid are {', '.join(self.names())}")
+            raise ConfigError(
+                f"no {self.kind} is called {spec.name!r}; valid are {', '.join(self.names())}"
+                + did_you_mean(spec.name, self.names())
+            )
         return cls
 
     def build(self, spec: PatternSpec) -> _T:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from ..errors import ConfigError, PlanFileError
+from ..errors import ConfigError, PlanFileError, did_you_mean
 from .artifact import load_plan
 from .codec import plan_from_data
 from .plan import Plan
@@ -38,7 +37,9 @@ def load_preset(name: str) -> Plan:
         ConfigError: if there is none of that name; the message lists the names.
     """
     if name not in _preset_files():
-        raise ConfigError(f"there is no preset {name!r}; {_meant(name)}valid are {', '.join(preset_names())}")
+        raise ConfigError(
+            f"there is no preset {name!r}; valid are {', '.join(preset_names())}{did_you_mean(name, preset_names())}"
+        )
     return parse_yaml(_preset_files()[name], f"preset {name}", "a plan", plan_from_data, PlanFileError)
 
 
@@ -71,12 +72,6 @@ def resolve_plan(plan: Plan | str | Path) -> Plan:
     if isinstance(plan, str) and plan in _preset_files():
         return load_preset(plan)
     raise ConfigError(
-        f"{str(plan)!r} is neither a preset nor a plan file; {_meant(str(plan))}presets are"
-        f" {', '.join(preset_names())}, plan files end in .safetensors or .yaml"
+        f"{str(plan)!r} is neither a preset nor a plan file; presets are {', '.join(preset_names())}, plan files end in"
+        f" .safetensors or .yaml{did_you_mean(str(plan), preset_names())}"
     )
-
-
-def _meant(name: str) -> str:
-    """Asks for the preset of the most similar name, if one is similar."""
-    close = get_close_matches(name.lower(), preset_names(), n=1)
-    return f"did you mean {close[0]}? " if close else ""

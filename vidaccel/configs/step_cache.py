@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 __all__ = ["CACHES", "Cache", "plan_cache"]
 
@@ -46,6 +46,7 @@ class Cache:
         if name not in CACHES:
             raise ConfigError(
                 f"the cache {text[:80]!r} is not known; valid are {', '.join(CACHES)}, each as NAME:VALUE"
+                + did_you_mean(name, CACHES)
             )
         meaning, default = CACHES[name]
         if not value and default is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 __all__ = ["DTYPES", "check_model", "compile_transformers", "load_pipeline", "parse_dtype", "pipeline_class"]
 
@@ -42,7 +42,7 @@ def parse_dtype(name: str) -> torch.dtype:
         ConfigError: there is none; the message lists the names.
     """
     if name not in DTYPES:
-        raise ConfigError(f"dtype is {name!r}; valid are {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype is {name!r}; valid are {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return DTYPES[name]
 
 
@@ -70,7 +70,9 @@ def check_model(model: str | os.PathLike[str]) -> str:
         )
     index = next((folder / name for name in (_INDEX, _MODULAR) if (folder / name).is_file()), None)
     if index is None:
-        raise ConfigError(f"{text} is not a diffusers pipeline: it has no model_index.json; give a pipeline's folder")
+        part = (folder / "config.json").is_file()
+        advice = "it is a part of one, so give the folder above it" if part else "give a pipeline's folder"
+        raise ConfigError(f"{text} is not a diffusers pipeline: it has no model_index.json; {advice}")
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))
         name = listed["_class_name"]

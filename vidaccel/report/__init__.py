@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .clips import Clip, clip_of
-from .heatmap import draw_heatmap
+from .heatmap import check_heatmap_path, draw_heatmap
 from .page import check_page_path, render_page, write_page
 from .plans import describe_patterns, heatmap_panels, plan_facts, rule_row, shown_extent
 from .sheets import Strip, contact_sheet, strip_of, write_png
@@ -13,6 +13,7 @@ from .words import conclusions
 __all__ = [
     "Clip",
     "Strip",
+    "check_heatmap_path",
     "check_page_path",
     "clip_of",
     "comparison_table",

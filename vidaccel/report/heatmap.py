@@ -13,9 +13,21 @@ from numpy.typing import NDArray
 from ..errors import OutputError
 from ..files import atomic_path
 
-__all__ = ["draw_heatmap"]
+__all__ = ["check_heatmap_path", "draw_heatmap"]
 
 _MAX_COLUMNS = 5
+
+
+def check_heatmap_path(path: str | Path) -> Path:
+    """The path, if a heat-map can have it.
+
+    Raises:
+        OutputError: it does not end in .png.
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise OutputError(f"the heat-map {target} does not end in .png; name it {target.stem}.png")
+    return target
 
 
 def draw_heatmap(
@@ -31,9 +43,7 @@ def draw_heatmap(
     Raises:
         OutputError: the file cannot be written, or does not end in .png.
     """
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise OutputError(f"the heat-map {target} does not end in .png; name it {target.stem}.png")
+    target = check_heatmap_path(path)
     columns = min(len(panels), _MAX_COLUMNS)
     rows = -(-len(panels) // columns)
     layers, heads = panels[0][1].shape
@@ -44,14 +54,14 @@ def draw_heatmap(
     image = None
     for axes, (name, densities) in zip(grid.flat, panels, strict=False):
         image = axes.imshow(densities, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto", interpolation="nearest")
-        axes.set_title(name, fontsize=9)
+        axes.set_title(name, fontsize=9, parse_math=False)
         axes.set_xticks(_ticks(heads))
         axes.set_yticks(_ticks(layers))
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a dollar sign in a name begins no formula
     figure.supylabel("layer")
-    figure.supxlabel("head" + (f"\n{note}" if note else ""), fontsize=9)
+    figure.supxlabel("head" + (f"\n{note}" if note else ""), fontsize=9, parse_math=False)
     assert image is not None
     figure.colorbar(image, ax=list(grid.flat), label="density: kept token pairs")
     data = io.BytesIO()
