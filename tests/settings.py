@@ -72,12 +72,12 @@ class Result:
     def row(self) -> str:
         """A line of the table."""
         if self.code is None:
-            return f"| {self.setting.name} | not run: this CPU has no {self.setting.needs} | | | |"
+            return f"| {self.setting.name} | not run: this CPU has no {self.setting.needs} | | | | |"
         names = ", ".join(f"`{name}`" for name in self.failed)
         failed = sum(count for kind, count in self.counts.items() if kind != "passed")
         return (
             f"| {self.setting.name} | {self.counts.get('passed', 0)} | {failed}{' ' * bool(names)}{names} |"
-            f" {self.seconds:.0f} | {self.code} |"
+            f" {self.seconds:.0f} | {self.code} | {commit()} |"
         )
 
 
@@ -105,31 +105,40 @@ def cpu() -> tuple[str, set[str]]:
     return values.get("model name", platform.processor()), set(values.get("flags", "").split())
 
 
-def page(results: Sequence[Result], marks: str) -> str:
-    """The docs' page of a run."""
+def commit() -> str:
+    """What is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def page(results: Sequence[Result], marks: str, before: str = "") -> str:
+    """The docs' page of a run.
+
+    Args:
+        before: the page as it was, whose rows of other settings stay.
+    """
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in before.splitlines() if line.startswith("| ")}
+    rows |= {result.setting.name: result.row for result in results}
     model, flags = cpu()
     units = ", ".join(unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if unit in flags)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return "\n".join([
         "# The tests under other arithmetic",
         "",
         "Vector units, libraries and numbers of threads sum in another order, so results differ in their last places.",
         "`make test-settings` runs the tests under each setting; its last run:",
         "",
-        f"{datetime.date.today().isoformat()}, commit {commit.stdout.strip()}, {model} ({units}), torch"
-        f" {torch.__version__}, Python {platform.python_version()}, `pytest -m {marks!r}`.",
+        f"{datetime.date.today().isoformat()}, {model} ({units}), torch {torch.__version__}, Python"
+        f" {platform.python_version()}, `pytest -m {marks!r}`.",
         "",
-        "| Setting | Passed | Failed | Seconds | Exit code |",
-        "|---|---|---|---|---|",
-        *(result.row for result in results),
+        "| Setting | Passed | Failed | Seconds | Exit code | Commit |",
+        "|---|---|---|---|---|---|",
+        *(rows[setting.name] for setting in SETTINGS if setting.name in rows),
         "",
         "Each setting is on its own, the others as they are: one thread in each process, and what the CPU offers. The",
         "tests of the guard also run with stand-ins for attention that give NaN and that give zeros for NaN queries,",
-        "under every setting. `ATEN_CPU_CAPABILITY` has `ONEDNN_MAX_CPU_ISA=AVX2` with it, because no CPU has AMX and no",
-        "AVX-512, and torch's bfloat16 attention fails if told so. inductor makes no code for `default`, so its test is",
-        "left out there.",
+        "under every setting. `ATEN_CPU_CAPABILITY` has `ONEDNN_MAX_CPU_ISA=AVX2` with it, because no CPU has AMX and",
+        "no AVX-512, and torch's bfloat16 attention fails if told so. inductor makes no code for `default`, so its test",
+        "is left out there.",
         "",
     ])  # fmt: skip
 
@@ -152,7 +161,8 @@ def main() -> int:
             results.append(run(setting, flags, ["-n", given.jobs, "-m", given.marks, *given.paths]))
             print(results[-1].row, flush=True)
     if given.write is not None:
-        given.write.write_text(page(results, given.marks), encoding="utf-8")
+        before = given.write.read_text(encoding="utf-8") if given.write.exists() else ""
+        given.write.write_text(page(results, given.marks, before), encoding="utf-8")
     return 1 if any(result.code for result in results) else 0
 
 

@@ -55,13 +55,16 @@ def test_every_setting_runs_whatever_fails(
     page = (tmp_path / "page.md").read_text()
     assert "| one thread | 3 | 1 `tests/test_a.py::test_b` |" in page and "| four threads | 4 | 0 |" in page
     assert "| large vectors | not run: this CPU has no avx512bw |" in page
-    assert "abc1234, A CPU (avx2)" in page
+    assert ", A CPU (avx2), torch" in page and "| 0 | abc1234 |" in page
     assert "test_b" in capsys.readouterr().out
 
 
-def test_one_setting_by_name(ran: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["settings", "--only", "four threads"])
+def test_one_setting_by_name(ran: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("| one thread | 9 | 0 | 1 | 0 | def5678 |\n| four threads | 9 | 0 | 1 | 0 | def5678 |\n")
+    monkeypatch.setattr("sys.argv", ["settings", "--only", "four threads", "--write", str(page)])
     assert settings.main() == 0 and len(ran) == 1
+    assert "| one thread | 9 | 0 | 1 | 0 | def5678 |\n| four threads | 4 | 0 |" in page.read_text(), "the other stays"
     monkeypatch.setattr("sys.argv", ["settings", "--only", "five threads"])
     with pytest.raises(SystemExit):
         settings.main()
