@@ -137,8 +137,8 @@ def page(results: Sequence[Result], marks: str, before: str = "") -> str:
         "Each setting is on its own, the others as they are: one thread in each process, and what the CPU offers. The",
         "tests of the guard also run with stand-ins for attention that give NaN and that give zeros for NaN queries,",
         "under every setting. `ATEN_CPU_CAPABILITY` has `ONEDNN_MAX_CPU_ISA=AVX2` with it, because no CPU has AMX and",
-        "no AVX-512, and torch's bfloat16 attention fails if told so. inductor makes no code for `default`, so its test",
-        "is left out there.",
+        "no AVX-512, and torch's bfloat16 attention fails if told so. inductor makes no code for `default`, so its",
+        "test is left out there.",
         "",
     ])  # fmt: skip
 
