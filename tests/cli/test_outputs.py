@@ -292,7 +292,7 @@ def _not_loaded(*args: Any, **options: Any) -> None:
         (("--seed=-9223372036854775809",), "-9223372036854775808"),
         (("--width=100000",), "H.264 video has at most 16384 pixels a side"),
         (("--num-frames=1000000", "--height=960", "--width=960"), "GiB as pixels alone, and this machine has"),
-        (("--num-inference-steps=99999999999",), "out of all measure"),
+        (("--num-inference-steps=99999999999",), "that is too large; give at most 1,000,000 (found '99999999999')"),
         (("--arg=video=@nothing.mp4",), "cannot be read"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

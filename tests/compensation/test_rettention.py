@@ -13,7 +13,7 @@ import torch
 import vidaccel
 from tests.compensation.calls import LAYOUTS, Array, Head, call_of, keeps_its_promises, random_blocks, sparse_row
 from tests.patterns.calls import heads_of, make_call
-from tests.zoo.rounding import assert_rounded, bound_of_case
+from tests.rounding import assert_rounded, bound_of_case
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.blockmask import BlockMask

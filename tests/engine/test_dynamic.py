@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vidaccel
-from tests.zoo.rounding import assert_rounded, bound_of_case
+from tests.rounding import assert_rounded, bound_of_case
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.engine.site import LayerCall

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.cases import layouts
 from tests.kernels.helpers import assert_as_good_as_eager, eager, make_layout, random_qkv
+from tests.rounding import assert_rounded, rounding
 from vidaccel.axisrule import AxisRule
 from vidaccel.blockmask import BlockMask
 from vidaccel.errors import KernelError
@@ -54,8 +55,8 @@ def test_a_rule_for_each_head(text: dict[str, int], tail: bool) -> None:
     q, k, v = random_qkv(layout, batch=2, heads=3)
     out, lse = torch_sparse.block_sparse_attention(q, k, v, layout, mask, tail=tail, return_lse=True)
     exact, exact_lse = oracle(q, k, v, layout, mask, tail=tail)
-    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=2e-6)
+    assert_rounded(out, exact, rounding(q, k, v).out)
+    assert_rounded(lse, exact_lse, rounding(q, k, v).lse)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -86,7 +87,7 @@ def test_a_mask_for_each_sample() -> None:
     mask = BlockMask.from_dense(keep, WINDOWS[0].token_rule(layout))
     q, k, v = random_qkv(layout, batch=2)
     out = torch_sparse.block_sparse_attention(q, k, v, layout, mask)
-    torch.testing.assert_close(out.double(), oracle(q, k, v, layout, mask)[0], rtol=1e-5, atol=2e-6)
+    assert_rounded(out, oracle(q, k, v, layout, mask)[0], rounding(q, k, v).out)
 
 
 def test_the_tail_does_not_stand_in_for_masked_tokens() -> None:

@@ -13,9 +13,9 @@ import torch
 
 import tests.zoo
 import vidaccel
+from tests.rounding import assert_rounded, bound_of
 from tests.zoo.case import Case
 from tests.zoo.oracle import masked
-from tests.zoo.rounding import assert_rounded, bound_of
 from tests.zoo.watch import video_calls
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.pipelines.patch import find_transformers

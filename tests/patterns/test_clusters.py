@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import vidaccel
 from tests.patterns.calls import LAYOUTS, Array, make_call, softmax
 from tests.patterns.orders import attends_what_it_keeps, check_order, choose
+from tests.rounding import assert_rounded, rounding
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.configs.pattern_spec import CompensationSpec
@@ -181,7 +182,7 @@ def test_exact_blocks_are_the_kept_clusters_and_nothing_else(layout: TokenLayout
         found = order.restore(kernel(q, k, v, layout, mask, scale=call.scale))
         rows = (x.transpose(1, 2).double() for x in (call.q, call.k, call.v))
         wanted = scaled_dot_product_attention(*rows, attn_mask=kept, scale=call.scale).transpose(1, 2)
-        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+        assert_rounded(found, wanted, rounding(q, k, v, call.scale).out)
 
 
 def test_exact_blocks_go_with_what_can_compute_them() -> None:

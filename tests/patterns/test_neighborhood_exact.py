@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.rounding import assert_rounded, rounding
 from vidaccel.blockmask import BlockMask
 from vidaccel.configs.presets import load_preset
 from vidaccel.errors import ConfigError
@@ -89,8 +90,9 @@ def test_attention_is_that_of_the_formula(rule: tuple[tuple[int, int, int], ...]
     found, found_lse = torch_sparse.block_sparse_attention(
         q.float(), k.float(), v.float(), layout, mask, return_lse=True
     )
-    torch.testing.assert_close(layout.untile(found).double(), out, rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(layout.untile(found_lse, dim=2).double(), lse, rtol=1e-5, atol=2e-6)
+    bound = rounding(q.float(), k.float(), v.float())
+    assert_rounded(layout.untile(found), out, bound.out)
+    assert_rounded(layout.untile(found_lse, dim=2), lse, bound.lse)
 
 
 @pytest.mark.parametrize("rule", CASES.values(), ids=CASES)

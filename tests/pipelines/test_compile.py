@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vidaccel
-from tests.zoo.rounding import assert_rounded, bound_of_case
+from tests.rounding import assert_rounded, bound_of_case
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 

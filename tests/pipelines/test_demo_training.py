@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from tests.rounding import assert_rounded, bound_of
 from vidaccel.pipelines.demo import DEMO_DIR
 from vidaccel.pipelines.demo.build import embed_captions, load_pipeline, save_pipeline
 from vidaccel.pipelines.demo.card import LOG_FILE, LogRow, Run, append_log, read_history, read_log, write_history
@@ -39,11 +40,12 @@ def test_collapsed_padding_is_exact(pipeline: WanPipeline) -> None:
     text = embed_captions(pipeline, ["a red circle moving left on a striped background"], CAPTION_LENGTH)
     padded = torch.nn.functional.pad(text, (0, 0, 0, 32 - CAPTION_LENGTH))
     expected = transformer(latents, time, padded, return_dict=False)[0]
+    bound = bound_of(lambda: transformer(latents, time, padded, return_dict=False)[0], expected)
     processor = CollapsedPadding(CAPTION_LENGTH)
     processor.install(transformer)
     processor.pad_to(32)
     collapsed = torch.nn.functional.pad(text, (0, 0, 0, 1))
-    torch.testing.assert_close(transformer(latents, time, collapsed, return_dict=False)[0], expected)
+    assert_rounded(transformer(latents, time, collapsed, return_dict=False)[0], expected, bound)
     with pytest.raises(ValueError, match="captions alone take 11"):
         processor.pad_to(11)
 

@@ -11,8 +11,8 @@ from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
 
 import vidaccel
 from tests.patchers.test_zoo import per_head
+from tests.rounding import assert_rounded, bound_of
 from tests.zoo.oracle import masked
-from tests.zoo.rounding import assert_rounded, bound_of
 from tests.zoo.wan import CASES
 from vidaccel.patchers.registry import family_of
 

@@ -14,7 +14,7 @@ import torch
 
 import vidaccel
 from tests.reliability.nan_queries import NAN_QUERIES, nan_queries
-from tests.zoo.rounding import assert_rounded, bound_of_case
+from tests.rounding import assert_rounded, bound_of_case
 from tests.zoo.wan import CASES
 from vidaccel import Guard, HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, Session, TileShape
 from vidaccel.engine import attend as attend_module

@@ -16,9 +16,9 @@ from torch import nn
 import vidaccel
 from tests.patchers.test_zoo import SPARSE as ZOO
 from tests.reliability.plans import REMEMBERS, SPARSE, alone, dense, patched
+from tests.rounding import assert_rounded, bound_of_case
 from tests.zoo import cogvideox, hunyuan_video15, ltx, wan
 from tests.zoo.case import Case
-from tests.zoo.rounding import assert_rounded, bound_of_case
 from vidaccel import (
     AlreadyPatchedError,
     ConfigError,

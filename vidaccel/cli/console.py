@@ -71,4 +71,4 @@ def _check_number(ctx: Any, param: Any, value: object) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number; give one", ctx=ctx, param=param)
     if abs(value) > _MOST and _most(param) is None:
-        raise typer.BadParameter(f"such a number is out of all measure; give at most {_MOST:,}", ctx=ctx, param=param)
+        raise typer.BadParameter(f"that is too large; give at most {_MOST:,}", ctx=ctx, param=param)

@@ -84,7 +84,7 @@ class _OneSentence(TyperGroup):
 def _say_usage_error(error: Any, words: Sequence[str]) -> None:
     where = getattr(error.ctx, "command_path", "vidaccel")
     told, found = error.format_message().rstrip("."), _found(error, words)
-    told += f", and it is {found!r}" if found is not None and found not in told else ""
+    told += f" (found {found!r})" if found is not None and found not in told else ""
     typer.echo(f"error: {told}; see {where} --help", err=True)
 
 
