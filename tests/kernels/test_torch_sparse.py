@@ -11,15 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.helpers import (
-    assert_as_good_as_eager,
-    assert_rounded,
-    eager,
-    make_layout,
-    random_mask,
-    random_qkv,
-    rounding,
-)
+from tests.kernels.helpers import assert_as_good_as_eager, eager, make_layout, random_mask, random_qkv
+from tests.rounding import assert_rounded, rounding
 from vidaccel.blockmask import BlockMask
 from vidaccel.errors import KernelError, LayoutError
 from vidaccel.kernels import dense, reference, schedule, tail, torch_sparse
