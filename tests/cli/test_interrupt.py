@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def test_clips_that_are_made_are_kept(
     prompts.write_text("a ball\na cat\na dog\n")
     words = ("generate", "-m", tiny_model, *small, "--prompts", prompts, "-o", folder)
     told = vidaccel(*words, code=130).stderr
-    assert f"interrupted; 1 of 3 clips are in {folder}; the others are made by: vidaccel " in told
+    assert (
+        f"interrupted; 1 of 3 clips are in {folder}; the others are made by: vidaccel generate -m {tiny_model} " in told
+    )
     assert len(list(folder.glob("*.mp4"))) == 1
     monkeypatch.setattr(generation, "generate", original)
     assert "2 made, 1 there before" in vidaccel(*words).stderr
@@ -85,7 +88,10 @@ def test_a_calibration_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(Calibrator, "perturb", interrupted)
         told = vidaccel(*words, code=130).stderr
-    assert f"interrupted; what was observed is kept in {kept}; go on from there by: vidaccel " in told
+    assert (
+        f"interrupted; what was observed is kept in {kept}; go on from there by: vidaccel calibrate -m {tiny_model} "
+        in told
+    )
 
     def observed(self: Calibrator) -> None:
         assert len(self.seen.done) == len(self.requests)  # from the file: there is nothing left to observe
@@ -100,7 +106,14 @@ def test_a_real_interrupt(tiny_model: Path, small: tuple[str, ...], tmp_path: Pa
     prompts, folder = tmp_path / "prompts.txt", tmp_path / "clips"
     prompts.write_text("\n".join(f"a ball {number}" for number in range(200)))
     words = [sys.executable, "-m", "vidaccel", "generate", "-m", str(tiny_model), *small, "--prompts", str(prompts)]
-    run = subprocess.Popen([*words, "-o", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [*words, "-o", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs ignore interrupts, and so would their children
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 120
         while not list(folder.glob("[!.]*.json")) and run.poll() is None and time.monotonic() < deadline:
