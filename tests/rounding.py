@@ -1,11 +1,11 @@
 """What rounding explains of the difference between two computations that sum in another order.
 
-A test of results that may differ in the order of a sum takes its tolerance from here, because processors sum in orders
-of their own. For one attention the bound follows from its numbers. A model is harder to know. A processor with other
-vector units, or a kernel that takes keys in blocks, rounds attention otherwise by about one unit in the last place;
-what a model makes of that is its own: some move by 1e-6, some by 5e-5. So a pipeline runs again with each attention output
-moved by up to one unit, and the bound is a multiple of the largest movement. Wrong blocks move the same outputs by a
-tenth of their size and more.
+A test of results that may differ in the order of a sum takes its tolerance from here, because processors sum in
+orders of their own. For one attention the bound follows from its numbers. A model is harder to know. A processor with
+other vector units, or a kernel that takes keys in blocks, rounds attention otherwise by about one unit in the last
+place; what a model makes of that is its own: some move by 1e-6, some by 5e-5. So a pipeline runs again with each
+attention output moved by up to one unit, and the bound is a multiple of the largest movement. Wrong blocks move the
+same outputs by a tenth of their size and more.
 """
 
 from __future__ import annotations
