@@ -31,11 +31,10 @@ def small() -> tuple[str, ...]:
 
 
 @pytest.fixture
-def vidaccel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def vidaccel() -> Callable[..., Any]:
     """Runs ``vidaccel ARGUMENTS`` and checks its exit code."""
 
     def run(*arguments: object, code: int = 0, **options: Any) -> Any:
-        monkeypatch.setattr("sys.argv", ["vidaccel", *map(str, arguments)])  # what a command says of itself
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
         told = f"{result.output}\n{result.exception!r}"
         assert result.exit_code == code, told
