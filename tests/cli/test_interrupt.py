@@ -46,6 +46,7 @@ def test_clips_that_are_made_are_kept(
     prompts, folder = tmp_path / "prompts.txt", tmp_path / "clips"
     prompts.write_text("a ball\na cat\na dog\n")
     words = ("generate", "-m", tiny_model, *small, "--prompts", prompts, "-o", folder)
+    monkeypatch.setattr("sys.argv", ["vidaccel", *map(str, words)])
     told = vidaccel(*words, code=130).stderr
     assert (
         f"interrupted; 1 of 3 clips are in {folder}; the others are made by: vidaccel generate -m {tiny_model} " in told
@@ -78,6 +79,7 @@ def test_a_calibration_goes_on(
     words = ("calibrate", "-m", tiny_model, *small, "--candidates", candidates, *EFFORT, "--prompt", "a ball")
     words = (*words, "--density", 0.6, "-o", tmp_path / "plan.safetensors")
     kept = tmp_path / "plan.observations.safetensors"
+    monkeypatch.setattr("sys.argv", ["vidaccel", *map(str, words)])
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
