@@ -53,18 +53,22 @@ def test_every_setting_runs_whatever_fails(
     assert [env["VIDACCEL_TEST_THREADS"] for env in ran] == ["1", "4"]
     assert not any("MKL_ENABLE_INSTRUCTIONS" in env for env in ran), "nothing of the caller's own"
     page = (tmp_path / "page.md").read_text()
-    assert "| one thread | 3 | 1 `tests/test_a.py::test_b` |" in page and "| four threads | 4 | 0 |" in page
-    assert "| large vectors | not run: this CPU has no avx512bw |" in page
+    assert (
+        "| one thread | `VIDACCEL_TEST_THREADS=1` | 3 | 1 `tests/test_a.py::test_b` |" in page
+        and "| `VIDACCEL_TEST_THREADS=4` | 4 | 0 |" in page
+    )
+    assert "| large vectors | `ONEDNN_MAX_CPU_ISA=AVX512_CORE` | not run: this CPU has no avx512bw |" in page
     assert ", A CPU (avx2), torch" in page and "| 0 | abc1234 |" in page
     assert "test_b" in capsys.readouterr().out
 
 
 def test_one_setting_by_name(ran: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("| one thread | 9 | 0 | 1 | 0 | def5678 |\n| four threads | 9 | 0 | 1 | 0 | def5678 |\n")
+    page.write_text("| one thread | | 9 | 0 | 1 | 0 | def5678 |\n| four threads | | 9 | 0 | 1 | 0 | def5678 |\n")
     monkeypatch.setattr("sys.argv", ["settings", "--only", "four threads", "--write", str(page)])
     assert settings.main() == 0 and len(ran) == 1
-    assert "| one thread | 9 | 0 | 1 | 0 | def5678 |\n| four threads | 4 | 0 |" in page.read_text(), "the other stays"
+    text = page.read_text()
+    assert "def5678 |\n| four threads | `VIDACCEL_TEST_THREADS=4` | 4 | 0 |" in text, "the other stays"
     monkeypatch.setattr("sys.argv", ["settings", "--only", "five threads"])
     with pytest.raises(SystemExit):
         settings.main()
