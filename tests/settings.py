@@ -44,8 +44,9 @@ class Setting:
     needs: str | None = None
 
 
-# Kinds of CPU, each with a number of threads: so every value is in effect in some run, in a third of the time. torch's
-# bfloat16 attention asks oneDNN whether there is AMX, and fails if there is and ATen has no AVX-512; no CPU is like that.
+# Kinds of CPU, each with a number of threads: so every value is in effect in some run, in a third of the time.
+# torch's bfloat16 attention asks oneDNN whether there is AMX, and fails if there is and ATen has no AVX-512; no CPU is
+# like that.
 SETTINGS = (
     Setting("as it is"),
     Setting("no vector units", {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"}, "avx2"),
@@ -91,8 +92,8 @@ class Result:
         names = ", ".join(f"`{name}`" for name in self.failed)
         failed = sum(count for kind, count in self.counts.items() if kind != "passed")
         return (
-            f"| {self.setting.name} | {self.chosen} | {self.counts.get('passed', 0)} | {failed}{' ' * bool(names)}{names} |"
-            f" {self.seconds:.0f} | {self.code} | {commit()} |"
+            f"| {self.setting.name} | {self.chosen} | {self.counts.get('passed', 0)} |"
+            f" {failed}{' ' * bool(names)}{names} | {self.seconds:.0f} | {self.code} | {commit()} |"
         )
 
 
@@ -149,9 +150,9 @@ def page(results: Sequence[Result], marks: str, before: str = "") -> str:
         "|---|---|---|---|---|---|---|",
         *(rows[setting.name] for setting in SETTINGS if setting.name in rows),
         "",
-        "What is not named is as it is: one thread in each process, and what the CPU offers. The tests of the guard also",
-        "run with stand-ins for attention that give NaN and that give zeros for NaN queries, under every setting. inductor",
-        "makes no code without vector units, so its test is left out there.",
+        "What is not named is as it is: one thread in each process, and what the CPU offers. The tests of the guard",
+        "also run with stand-ins for attention that give NaN and that give zeros for NaN queries, under every setting.",
+        "inductor makes no code without vector units, so its test is left out there.",
         "",
     ])  # fmt: skip
 
