@@ -38,11 +38,31 @@ def representative(entry: Entry) -> bool:
     return wanted and entry == next(e for e in same if e.head_dim == most)
 
 
+#: Found fit by Triton 3.6, and spilled by 3.9: 12 to 44 bytes on sm_86 and sm_89, 24 to 1512 bytes on sm_100.
+SPILLS = {
+    "3.9": {
+        "86-native16-128-32x32", "86-native16-256-64x32", "89-native16-128-32x32", "89-native16-256-64x32",
+        "100-native16-256-128x64", "100-native16-256-64x64", "100-int8-fp8-256-128x64", "100-int8-fp8-256-64x64",
+    },
+}  # fmt: skip
+
+
+def expect_spills(request: pytest.FixtureRequest, entry: Entry, known: dict[str, set[str]]) -> None:
+    """Strict, so that a repair is noticed. Such code is right and slow.
+
+    Args:
+        known: version of Triton -> the configurations that it spills.
+    """
+    if any(triton.__version__.startswith(f"{version}.") and entry_id(entry) in ids for version, ids in known.items()):
+        request.applymarker(pytest.mark.xfail(strict=True, reason=f"spills on Triton {triton.__version__}"))
+
+
 @pytest.mark.parametrize(
     "entry",
     [pytest.param(e, marks=[pytest.mark.representative] * representative(e), id=entry_id(e)) for e in table()],
 )
-def test_shipped_configuration(entry: Entry) -> None:
+def test_shipped_configuration(entry: Entry, request: pytest.FixtureRequest) -> None:
+    expect_spills(request, entry, SPILLS)
     code = compiled(entry.arch, entry.kind, entry.head_dim, entry.config)
     assert findings(code, entry.kind, entry.config) == []
     if triton.__version__.startswith("3.6."):  # whose counts are the committed ones
