@@ -21,7 +21,10 @@ __all__ = ["apply", "described"]
 def apply() -> None:
     """Sets this process up; called before the first test."""
     torch.set_num_threads(int(os.environ.get("VIDACCEL_TEST_THREADS", "1")))
-    if os.environ.get("VIDACCEL_TEST_ONEDNN") == "0":
+    onednn = os.environ.get("VIDACCEL_TEST_ONEDNN", "1")
+    if onednn not in ("0", "1"):
+        raise ValueError(f"VIDACCEL_TEST_ONEDNN is {onednn!r}; give 0 for off or 1 for on")
+    if onednn == "0":
         torch.backends.mkldnn.set_flags(False)
 
 

@@ -127,14 +127,8 @@ def commit() -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def page(results: Sequence[Result], marks: str, before: str = "") -> str:
-    """The docs' page of a run.
-
-    Args:
-        before: the page as it was, whose rows of other settings stay.
-    """
-    rows = {line.split(" | ")[0].removeprefix("| "): line for line in before.splitlines() if line.startswith("| ")}
-    rows |= {result.setting.name: result.row for result in results}
+def page(results: Sequence[Result], marks: str) -> str:
+    """The docs' page of a run."""
     model, flags = cpu()
     units = ", ".join(unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if unit in flags)
     return "\n".join([
@@ -148,7 +142,7 @@ def page(results: Sequence[Result], marks: str, before: str = "") -> str:
         "",
         "| Setting | | Passed | Failed | Seconds | Exit code | Commit |",
         "|---|---|---|---|---|---|---|",
-        *(rows[setting.name] for setting in SETTINGS if setting.name in rows),
+        *(result.row for result in results),
         "",
         "What is not named is as it is: one thread in each process, and what the CPU offers. The tests of the guard",
         "also run with stand-ins for attention that give NaN and that give zeros for NaN queries, under every setting.",
@@ -168,6 +162,8 @@ def main() -> int:
     unknown = set(given.only or ()) - {setting.name for setting in SETTINGS}
     if unknown:
         parser.error(f"no setting {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in SETTINGS)}")
+    if given.write is not None and (given.only is not None or given.paths):
+        parser.error("a page is of all settings and all tests; leave out --write, or --only and the paths")
     flags = cpu()[1]
     results = []
     for setting in SETTINGS:
@@ -175,8 +171,7 @@ def main() -> int:
             results.append(run(setting, flags, ["-n", given.jobs, "-m", given.marks, *given.paths]))
             print(results[-1].row, flush=True)
     if given.write is not None:
-        before = given.write.read_text(encoding="utf-8") if given.write.exists() else ""
-        given.write.write_text(page(results, given.marks, before), encoding="utf-8")
+        given.write.write_text(page(results, given.marks), encoding="utf-8")
     return 1 if any(result.code for result in results) else 0
 
 
