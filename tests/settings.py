@@ -25,7 +25,7 @@ _COUNTED = re.compile(r"(\d+) (passed|failed|errors?)\b")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.M)
 _CHOSEN = (
     "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "VIDACCEL_TEST_THREADS",
-    "VIDACCEL_TEST_ONEDNN",
+    "VIDACCEL_TEST_ONEDNN", "OMP_WAIT_POLICY",
 )  # fmt: skip
 
 
@@ -44,6 +44,8 @@ class Setting:
     needs: str | None = None
 
 
+#: More threads than cores that wait for each other by spinning take three times as long.
+_PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # Kinds of CPU, each with a number of threads: so every value is in effect in some run, in a third of the time.
 # torch's bfloat16 attention asks oneDNN whether there is AMX, and fails if there is and ATen has no AVX-512; no CPU is
 # like that.
@@ -57,12 +59,13 @@ SETTINGS = (
             "ONEDNN_MAX_CPU_ISA": "AVX2",
             "MKL_ENABLE_INSTRUCTIONS": "AVX2",
             "VIDACCEL_TEST_THREADS": "2",
+            **_PATIENT,
         },
         "avx2",
     ),
     Setting(
         "AVX-512 without AMX",
-        {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "VIDACCEL_TEST_THREADS": "4"},
+        {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "VIDACCEL_TEST_THREADS": "4", **_PATIENT},
         "avx512bw",
     ),
     Setting("oneDNN off", {"VIDACCEL_TEST_ONEDNN": "0"}),
