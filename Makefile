@@ -62,7 +62,7 @@ test-all: test-python test-kernels test-diffusers test-linear
 test-most: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
-# the tests under each setting of the CPU's arithmetic, most of an hour; the page names the last run
+# the tests under each setting of the CPU's arithmetic, half an hour; the page names the last run
 test-settings: $(STAMP)
 	@$(BIN)/python -m tests.settings --jobs $(JOBS) --write docs/SETTINGS.md
 

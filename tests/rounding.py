@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from tests.zoo.case import Case
 
-__all__ = ["Rounding", "assert_rounded", "bound_of", "bound_of_case", "rounding"]
+__all__ = ["Rounding", "assert_rounded", "bound_of", "bound_of_case", "distance", "rounding"]
 
 #: Over 115 runs of the zoo the errors were .1 to 4.9 times the largest of two movements; both have long tails.
 _TIMES = 10
@@ -44,6 +44,11 @@ class _Moved(TorchFunctionMode):
         return (out * (1 + units * torch.finfo(out.dtype).eps)).to(out.dtype)
 
 
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of two results."""
+    return float((found.double() - expected.double()).abs().max())
+
+
 def bound_of(run: Callable[[], torch.Tensor], expected: torch.Tensor) -> float:
     """The largest difference from ``expected`` that rounding explains.
 
@@ -53,7 +58,7 @@ def bound_of(run: Callable[[], torch.Tensor], expected: torch.Tensor) -> float:
     moved = []
     for seed in range(_DRAWS):
         with _Moved(seed):
-            moved.append(float((run() - expected).abs().max()))
+            moved.append(distance(run(), expected))
     assert min(moved) > 0, "no attention output was moved, so nothing is known of rounding"
     return _TIMES * max(moved)
 
@@ -93,5 +98,5 @@ def rounding(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | N
 
 def assert_rounded(found: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
     """That two results differ by no more than rounding explains."""
-    off = float((found.double() - expected.double()).abs().max())
+    off = distance(found, expected)
     assert off <= bound, f"off by {off:.2e}, and rounding explains {bound:.2e}"

@@ -13,7 +13,7 @@ import torch
 
 import tests.zoo
 import vidaccel
-from tests.rounding import assert_rounded, bound_of
+from tests.rounding import assert_rounded, bound_of, distance
 from tests.zoo.case import Case
 from tests.zoo.oracle import masked
 from tests.zoo.watch import video_calls
@@ -85,12 +85,8 @@ def oracle_run(case: Case, plan: Plan | None = None, **overrides: Any) -> torch.
 def same(case: Case, found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Bit for bit, or where the mask has another form, as far as rounding goes."""
     if case.pipeline.startswith(OTHER_MASK):
-        return differs(found, expected) <= bound_of(lambda: case.run(case.make()), expected)
+        return distance(found, expected) <= bound_of(lambda: case.run(case.make()), expected)
     return torch.equal(found, expected)
-
-
-def differs(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max())
 
 
 @pytest.mark.parametrize("case", tiered(CASES))
@@ -145,7 +141,7 @@ def test_two_prompts(case: Case) -> None:
     found = case.run(pipe, **case.two())
     bound = bound_of(lambda: oracle_run(case, **case.two()), expected)  # type: ignore[misc]
     assert_rounded(found, expected, bound)
-    assert found.shape[0] == 2 and differs(found[0], found[1]) > 100 * bound
+    assert found.shape[0] == 2 and distance(found[0], found[1]) > 100 * bound
 
 
 @pytest.mark.skipif(OLDER, reason="needs the newest diffusers")

@@ -78,12 +78,13 @@ def compare(
     dense run again (the noise floor), a dense run with one step fewer, and the dense video of another prompt.
     """
     from ..files import write_json
+    from ..report import check_page_path
 
     opt.check_outputs(json, sheet, html, read=(prompts, plan, image, opt.cache_file(cache)))
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"the sheet {sheet} does not end in .png; name it {sheet.stem}.png")
-    if html is not None and html.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"the page {html} does not end in .html; name it {html.stem}.html")
+    if html is not None:
+        check_page_path(html)
     texts = read_prompts(prompts, prompt or (), limit)
     chosen, stepping = opt.read_cache(cache, opt.read_linear(linear, opt.read_plan(plan)))
     trained = opt.read_weight_files(weights)

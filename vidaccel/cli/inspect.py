@@ -83,8 +83,7 @@ def _grid(text: str | None, plan: Plan) -> VideoGrid:
 
 
 def _bounded(grid: VideoGrid, what: str) -> VideoGrid:
-    tokens = grid.frames * grid.height * grid.width
-    if tokens > _MOST_TOKENS:
+    if grid.tokens > _MOST_TOKENS:
         raise ConfigError(
             f"{what}, which is more than {_MOST_TOKENS:,} tokens; give a smaller one, for example {_GRID}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -93,6 +94,11 @@ class Attachment(NotPickled):
                 module.__dict__[name] = before
 
         self.on_close(undo)
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether a forward pass of the model goes on in another thread."""
+        return bool(self.threads - {threading.get_ident()})
 
     def undo(self) -> None:
         """Undoes every change to the transformer, in reverse order."""

@@ -192,8 +192,7 @@ class ForwardGate(NotPickled):
         if not getattr(model, "is_cache_enabled", False):
             return
         of = None if before is None or before[1] is None else before[1]()
-        elsewhere = attachment.threads - {threading.get_ident()}
-        if elsewhere or (of is not None and of is not call and is_going_on(of)):
+        if attachment.runs_elsewhere or (of is not None and of is not call and is_going_on(of)):
             raise PatchError(
                 f"two runs at once on one {type(model).__name__} would mix in its step cache, whose state lies on the"
                 " model; run one after the other, give each a transformer of its own, or leave the cache out"

@@ -112,11 +112,11 @@ def is_going_on(call: PipelineCall) -> bool:
 
 def _running_elsewhere(pipe: Any, models: Sequence[nn.Module]) -> Any:
     """The pipeline or patched transformer that runs in another thread, or ``None``."""
-    mine = threading.get_ident()
     for model in models:
         attachment = attachment_of(model)
-        if attachment is not None and attachment.threads - {mine}:
+        if attachment is not None and attachment.runs_elsewhere:
             return model
+    mine = threading.get_ident()
     for reference in _marks.valuerefs():
         call = reference()
         if call is None or call.thread == mine:
