@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -93,11 +93,12 @@ def why_not_table(request: KernelRequest) -> dict[str, str | None]:
     return {kernel.name: kernel.why_not(request) for kernel in kernels()}
 
 
-def select(request: KernelRequest, prefer: str | None = None) -> Kernel:
+def select(request: KernelRequest, prefer: str | None = None, failed: Mapping[str, str] | None = None) -> Kernel:
     """The first kernel that can run the request.
 
     Args:
         prefer: the one kernel to use, by name, or ``None`` for the fastest.
+        failed: kernels that were tried and raised, by name, and what they raised; they are passed over.
 
     Raises:
         KernelError: if ``prefer`` is not a kernel, or if no kernel can run the request; says each one's reason.
@@ -110,7 +111,8 @@ def select(request: KernelRequest, prefer: str | None = None) -> Kernel:
             raise KernelError(f"there is no kernel {prefer!r}; valid are {valid}")
     reasons = []
     for kernel in candidates:
-        reason = kernel.why_not(request)
+        failure = (failed or {}).get(kernel.name)
+        reason = kernel.why_not(request) if failure is None else f"failed ({failure})"
         if reason is None:
             return kernel
         reasons.append(f"{kernel.name}: {reason}")
