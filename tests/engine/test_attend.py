@@ -107,7 +107,7 @@ def test_guard_reruns_the_call_dense(monkeypatch: pytest.MonkeyPatch, damage: st
     calls = {"n": 0}
 
     class Broken:
-        name = "broken"
+        name, compiled = "broken", False
 
         def __init__(self, inner: Any) -> None:
             self.inner = inner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -247,9 +247,8 @@ def test_threads_share_what_failed(put: Callable[..., None]) -> None:
 
 
 @pytest.fixture
-def nothing_failed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "_FAILED", {})
-    yield
 
 
 def test_a_twin_takes_over_and_the_layer_counts_it(nothing_failed: None) -> None:

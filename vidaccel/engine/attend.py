@@ -75,6 +75,9 @@ def attend(
     if context is None:
         return _outside(site, q, k, v, mask)
     call = LayerCall(site, context, share)
+    if context.grid is not None and not site.session.plan.is_dense:
+        tile = context.layout(q.device).tile_shape
+        site.session.proofs.prove(site.session.plan, q.device, q.dtype, q.shape[-1], tile)
     with site.stats.timer.running(q.device):
         work, reason = _decide(call, q, mask, hidden)
         if reason is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import KernelError
@@ -83,6 +83,12 @@ class KernelChoices:
             failures.setdefault(request, {})[kernel] = in_words(error)
             self._choices.clear()
 
+    def exclude(self, request: KernelRequest, kernel: str, reason: str) -> None:
+        """``kernel`` is not chosen for ``request`` in this session."""
+        with self._lock:
+            self._failures.setdefault(request, {})[kernel] = reason
+            self._choices.clear()
+
 
 def _choose(request: KernelRequest, prefer: str | None, failures: Mapping[KernelRequest, Mapping[str, str]]) -> Choice:
     """The best kernel that has not failed; in the model's own dtype where none computes the precision."""
@@ -94,7 +100,7 @@ def _choose(request: KernelRequest, prefer: str | None, failures: Mapping[Kernel
         native = PRECISIONS["native"]
         if not request.precision.quantised:
             return Choice(None, native, str(error))
-        other = _choose(replace(request, precision=native), prefer, failures)
+        other = _choose(request.with_precision(native), prefer, failures)
         lacking = f"precision {request.precision.name} ran in the model's own dtype: {error}"
         return Choice(other.kernel, native, lacking if other.reason is None else f"{lacking}; {other.reason}")
 
@@ -122,11 +128,6 @@ class ChosenKernel:
         #: The kernel that runs, or has run.
         self.name = "dense" if chosen is None else chosen.name
 
-    def why_not(self, request: KernelRequest) -> str | None:
-        """Why no kernel can run the request, or ``None``."""
-        choice = self._choices.of(request, self._run)
-        return choice.reason if choice.kernel is None else None
-
     def __call__(self, *tensors: Any, **options: Any) -> AttentionResult:
         """Attention as :class:`..kernels.contract.Kernel` has it; the precision is that of the choice.
 
@@ -150,7 +151,7 @@ class ChosenKernel:
                     ) from error
                 if not is_recoverable(error):
                     raise
-                request = replace(self._request, precision=choice.precision)
+                request = self._request.with_precision(choice.precision)
                 self._choices.failed(request, self.name, error, self._run)
             reason = self._choices.of(self._request, self._run).reason
             assert reason is not None

@@ -24,6 +24,7 @@ from .context import ForwardContext, PatchedTransformer
 from .guard import Guard
 from .pipeline_call import PipelineCall, check_idle, pipeline_call
 from .prepare import HeadGroup, HeadShare, is_stateful, prepare
+from .proof import Proofs
 from .runs import DenoisingRun, Moment, RunBook
 from .site import AttentionSite, DenseAttention, Observer
 from .stats import LayerStats, Report
@@ -72,6 +73,7 @@ class Session(NotPickled):
         #: What became of Linears that the plan wants in 8 bits, see :class:`Report`.
         self.linear: list[dict[str, Any]] = []
         self.kernels = KernelChoices(kernel)
+        self.proofs = Proofs(self.kernels)
         self.runs = RunBook()
         self._pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
         self._names: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 
@@ -14,6 +15,7 @@ from ..types import PRECISIONS, Precision
 from ..variablemask import VariableBlockMask
 from . import emulated, reference, torch_sparse, triton, variable
 from .contract import AttentionResult, Kernel, KernelRequest, Skips
+from .selftest.machine import source_digest
 
 __all__ = ["FunctionKernel", "kernels", "select", "why_not_table"]
 
@@ -30,12 +32,20 @@ class FunctionKernel:
         function: the module's ``block_sparse_attention``.
         reason: the module's ``why_not``.
         variable: what computes blocks of variable size, without a layout, or ``None`` if nothing does.
+        compiled: whether its program is made on the machine it runs on.
+        packages: whose versions it depends on, besides torch's.
     """
 
     name: str
     function: Callable[..., AttentionResult]
     reason: Callable[[KernelRequest], str | None]
     variable: Callable[..., AttentionResult] | None = None
+    compiled: bool = False
+    packages: tuple[str, ...] = ()
+
+    def identity(self) -> str:
+        """Digest of the kernels' sources, and the versions of what compiles them."""
+        return ", ".join([f"source {source_digest()}", *(f"{name} {version(name)}" for name in self.packages)])
 
     def why_not(self, request: KernelRequest) -> str | None:
         """Why the kernel cannot run this request, or ``None`` if it can."""
@@ -71,7 +81,14 @@ class FunctionKernel:
 
 #: In order of preference: one line registers a kernel.
 _KERNELS: tuple[Kernel, ...] = (
-    FunctionKernel("triton", triton.block_sparse_attention, triton.why_not, triton.variable_block_attention),
+    FunctionKernel(
+        "triton",
+        triton.block_sparse_attention,
+        triton.why_not,
+        triton.variable_block_attention,
+        compiled=True,
+        packages=("triton",),
+    ),
     FunctionKernel(
         "torch-sparse", torch_sparse.block_sparse_attention, torch_sparse.why_not, variable.variable_block_attention
     ),
