@@ -68,7 +68,8 @@ def check_kernel(
         dtype = str(request.dtype).removeprefix("torch.")
         say(
             f"vidaccel: testing kernel {kernel.name} on {told['device']} ({dtype}, {request.precision.name},"
-            f" {request.head_dim} channels, blocks of {tile.tokens}), the first time with compilation ... ",
+            f" {request.head_dim} channels, blocks of {tile.tokens})"
+            + (", the first time with compilation ... " if kernel.compiled else " ... "),
             "",
         )
         made = _test(kernel, request, device, tile)
