@@ -24,6 +24,7 @@ __all__ = [
     "GpuInfo",
     "cache_dir",
     "cpu_bf16_is_fast",
+    "cpu_name",
     "default_dtype",
     "device_info",
     "find_device",
@@ -130,7 +131,7 @@ def device_info(environ: Mapping[str, str] | None = None) -> DeviceInfo:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         packages=tuple((name, _version(name)) for name in PACKAGES),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=_cores(),
         memory_gib=main_memory_gib(),
         cpu_bf16=cpu_bf16_is_fast(),
@@ -241,7 +242,7 @@ def _cpu_fields() -> dict[str, str]:
     return fields
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     return _cpu_fields().get("model name") or platform.processor() or platform.machine() or "unknown"
 
 

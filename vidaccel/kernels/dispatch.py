@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 
@@ -14,6 +15,7 @@ from ..types import PRECISIONS, Precision
 from ..variablemask import VariableBlockMask
 from . import emulated, reference, torch_sparse, triton, variable
 from .contract import AttentionResult, Kernel, KernelRequest, Skips
+from .selftest.machine import source_digest
 
 __all__ = ["FunctionKernel", "kernels", "select", "why_not_table"]
 
@@ -30,12 +32,20 @@ class FunctionKernel:
         function: the module's ``block_sparse_attention``.
         reason: the module's ``why_not``.
         variable: what computes blocks of variable size, without a layout, or ``None`` if nothing does.
+        compiled: whether its program is made on the machine it runs on.
+        packages: whose versions it depends on, besides torch's.
     """
 
     name: str
     function: Callable[..., AttentionResult]
     reason: Callable[[KernelRequest], str | None]
     variable: Callable[..., AttentionResult] | None = None
+    compiled: bool = False
+    packages: tuple[str, ...] = ()
+
+    def identity(self) -> str:
+        """Digest of the kernels' sources, and the versions of what compiles them."""
+        return ", ".join([f"source {source_digest()}", *(f"{name} {version(name)}" for name in self.packages)])
 
     def why_not(self, request: KernelRequest) -> str | None:
         """Why the kernel cannot run this request, or ``None`` if it can."""
@@ -71,7 +81,14 @@ class FunctionKernel:
 
 #: In order of preference: one line registers a kernel.
 _KERNELS: tuple[Kernel, ...] = (
-    FunctionKernel("triton", triton.block_sparse_attention, triton.why_not, triton.variable_block_attention),
+    FunctionKernel(
+        "triton",
+        triton.block_sparse_attention,
+        triton.why_not,
+        triton.variable_block_attention,
+        compiled=True,
+        packages=("triton",),
+    ),
     FunctionKernel(
         "torch-sparse", torch_sparse.block_sparse_attention, torch_sparse.why_not, variable.variable_block_attention
     ),
@@ -93,11 +110,12 @@ def why_not_table(request: KernelRequest) -> dict[str, str | None]:
     return {kernel.name: kernel.why_not(request) for kernel in kernels()}
 
 
-def select(request: KernelRequest, prefer: str | None = None) -> Kernel:
+def select(request: KernelRequest, prefer: str | None = None, failed: Mapping[str, str] | None = None) -> Kernel:
     """The first kernel that can run the request.
 
     Args:
         prefer: the one kernel to use, by name, or ``None`` for the fastest.
+        failed: kernels that were tried and raised, by name, and what they raised; they are passed over.
 
     Raises:
         KernelError: if ``prefer`` is not a kernel, or if no kernel can run the request; says each one's reason.
@@ -110,7 +128,8 @@ def select(request: KernelRequest, prefer: str | None = None) -> Kernel:
             raise KernelError(f"there is no kernel {prefer!r}; valid are {valid}")
     reasons = []
     for kernel in candidates:
-        reason = kernel.why_not(request)
+        failure = (failed or {}).get(kernel.name)
+        reason = kernel.why_not(request) if failure is None else f"failed ({failure})"
         if reason is None:
             return kernel
         reasons.append(f"{kernel.name}: {reason}")
