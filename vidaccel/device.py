@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ __all__ = [
     "default_dtype",
     "device_info",
     "find_device",
+    "has_cpp_compiler",
 ]
 
 #: The packages whose versions matter to a run.
@@ -186,6 +188,12 @@ def _usable() -> list[str]:
 def cpu_bf16_is_fast() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware; ``False`` where the system does not say."""
     return not _BF16_FLAGS.isdisjoint(_cpu_fields().get("flags", "").split())
+
+
+@cache
+def has_cpp_compiler() -> bool:
+    """Whether torch finds a C++ compiler, with which it compiles for a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:

@@ -13,7 +13,7 @@ from ..errors import KernelError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
 from ..variablemask import VariableBlockMask
-from . import emulated, reference, torch_sparse, triton, variable
+from . import emulated, flex, reference, torch_sparse, triton, variable
 from .contract import AttentionResult, Kernel, KernelRequest, Skips
 from .selftest.machine import source_digest
 
@@ -33,6 +33,7 @@ class FunctionKernel:
         reason: the module's ``why_not``.
         variable: what computes blocks of variable size, without a layout, or ``None`` if nothing does.
         compiled: whether its program is made on the machine it runs on.
+        by_name: device types on which it runs only when it is asked for by name.
         packages: whose versions it depends on, besides torch's.
     """
 
@@ -41,6 +42,7 @@ class FunctionKernel:
     reason: Callable[[KernelRequest], str | None]
     variable: Callable[..., AttentionResult] | None = None
     compiled: bool = False
+    by_name: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
 
     def identity(self) -> str:
@@ -80,7 +82,7 @@ class FunctionKernel:
 
 
 #: In order of preference: one line registers a kernel.
-_KERNELS: tuple[Kernel, ...] = (
+_KERNELS: tuple[FunctionKernel, ...] = (
     FunctionKernel(
         "triton",
         triton.block_sparse_attention,
@@ -89,6 +91,7 @@ _KERNELS: tuple[Kernel, ...] = (
         compiled=True,
         packages=("triton",),
     ),
+    FunctionKernel("flex", flex.block_sparse_attention, flex.why_not, compiled=True, by_name=("cpu",)),
     FunctionKernel(
         "torch-sparse", torch_sparse.block_sparse_attention, torch_sparse.why_not, variable.variable_block_attention
     ),
@@ -97,10 +100,12 @@ _KERNELS: tuple[Kernel, ...] = (
 )
 
 #: Runs only when asked for by name: it is exact and far slower than dense.
-_ORACLE: Kernel = FunctionKernel("reference", reference.block_sparse_attention, reference.why_not, variable.oracle)
+_ORACLE: FunctionKernel = FunctionKernel(
+    "reference", reference.block_sparse_attention, reference.why_not, variable.oracle
+)
 
 
-def kernels() -> tuple[Kernel, ...]:
+def kernels() -> tuple[FunctionKernel, ...]:
     """Every kernel, the preferred one first; the oracle comes last and is only run when asked for by name."""
     return (*_KERNELS, _ORACLE)
 
@@ -120,7 +125,7 @@ def select(request: KernelRequest, prefer: str | None = None, failed: Mapping[st
     Raises:
         KernelError: if ``prefer`` is not a kernel, or if no kernel can run the request; says each one's reason.
     """
-    candidates = _KERNELS
+    candidates: tuple[FunctionKernel, ...] = _KERNELS
     if prefer is not None:
         candidates = tuple(kernel for kernel in kernels() if kernel.name == prefer)
         if not candidates:
@@ -130,6 +135,8 @@ def select(request: KernelRequest, prefer: str | None = None, failed: Mapping[st
     for kernel in candidates:
         failure = (failed or {}).get(kernel.name)
         reason = kernel.why_not(request) if failure is None else f"failed ({failure})"
+        if reason is None and prefer is None and request.device in kernel.by_name:
+            reason = f"runs on {request.device} only by name"
         if reason is None:
             return kernel
         reasons.append(f"{kernel.name}: {reason}")
