@@ -169,7 +169,8 @@ def _prove(session: Session, device: torch.device, models: Sequence[nn.Module]) 
     if session.plan.tile is None:
         return
     for model in models:
-        head_dim, dtype = getattr(getattr(model, "config", None), "attention_head_dim", None), model.dtype
+        head_dim = getattr(getattr(model, "config", None), "attention_head_dim", None)
+        dtype = getattr(model, "dtype", None)
         if isinstance(head_dim, int) and isinstance(dtype, torch.dtype):
             session.proofs.prove(session.plan, device, dtype, head_dim, session.plan.tile)
 
