@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from vidaccel.cli import selftests
+from vidaccel.device import has_cpp_compiler
 from vidaccel.kernels import dispatch
 from vidaccel.kernels.dispatch import kernels
 from vidaccel.types import KERNEL_PRECISIONS, PRECISIONS
@@ -33,10 +35,13 @@ def test_reasons_are_shown(vidaccel: Callable[..., Any]) -> None:
     assert "attention kernels for" in shown and f"torch {torch.__version__}" in shown
 
 
+@pytest.mark.full
 def test_the_kernels_that_run_here_are_tested(
     vidaccel: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(selftests, "_HEAD_DIMS", (64,))  # each is compiled for FlexAttention
+    monkeypatch.setattr(selftests, "_TILES", ((4, 8, 4),))
     told = json.loads(vidaccel("doctor", "--test", "--json").stdout)
     rows = told["self_tests"]
     ran = {row["kernel"] for row in told["kernels"] if row["why_not"] is None} - {"reference"}
@@ -44,6 +49,7 @@ def test_the_kernels_that_run_here_are_tested(
     assert all(row["outcome"] == "right" and row["fresh"] for row in rows)
     precisions = {row["call"].split(",")[0] for row in rows}
     assert precisions == set(PRECISIONS)
+    assert ("flex" in ran) == has_cpp_compiler()
     elsewhere = {row["calls"].split(",")[0]: row["capability"] for row in told["self_tests_on_cuda"]}
     assert elsewhere["native"] == elsewhere["int8"] == "8.0" and elsewhere["fp8-tile"] == "8.9"
     assert set(elsewhere) >= set(KERNEL_PRECISIONS)

@@ -58,7 +58,7 @@ def _requests(device: str, dtype: torch.dtype) -> Iterator[KernelRequest]:
 
     for precision in PRECISIONS.values():
         for head_dim in _HEAD_DIMS:
-            request = KernelRequest(device, dtype, head_dim, precision, tail=True, return_lse=True)
+            request = KernelRequest(device, dtype, head_dim, precision, tail=True)
             yield request
             if not precision.quantised:
                 yield replace(request, tail=False, skip=True)

@@ -250,7 +250,8 @@ def _ruled(listed: _Mod, rule: AxisRule, layout: TokenLayout, pads: _Padding) ->
     of_tokens = torch.tensor(tuple(layout.grid)).expand(layout.tokens, 3).clone()
     of_tokens[layout.video_tokens] = layout.token_coords.cpu()
     coordinates[slice(layout.tokens) if pads.place is None else pads.place.cpu()] = of_tokens
-    (frames, rows, columns), (f, h, w) = axes, coordinates.to(device).unbind(-1)
+    # inductor takes two views of one storage for one buffer, so each has its own
+    (frames, rows, columns), (f, h, w) = axes, (axis.clone() for axis in coordinates.to(device).unbind(-1))
     several = rule.heads > 1
 
     def kept(b: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
