@@ -11,7 +11,7 @@ import torch
 from tests.kernels.helpers import make_layout, random_mask, random_qkv
 from tests.rounding import assert_rounded, rounding
 from vidaccel.errors import KernelError
-from vidaccel.kernels import emulated, flex, reference, torch_sparse, triton
+from vidaccel.kernels import emulated, flex, peers, reference, torch_sparse, triton
 from vidaccel.kernels.contract import Kernel, KernelRequest
 from vidaccel.kernels.dispatch import kernels, select, why_not_table
 from vidaccel.types import PRECISIONS
@@ -75,6 +75,8 @@ def test_why_not_table() -> None:
     table = why_not_table(request())
     assert "runs on CUDA devices, not on cpu" in str(table.pop("triton"))
     assert "emulates" in str(table.pop("emulated"))
+    for peer in peers.modules():
+        assert "NVIDIA" in str(table.pop(peer.NAME))
     assert set(table.values()) == {None}
 
 
