@@ -68,6 +68,7 @@ class Code:
         self.mask = mask
         self.at = f"I[{index}]"
         self.lines: list[str] = []
+        self._indent = ""
 
     def error(self, what: str) -> PtxError:
         """An error that names the instruction."""
@@ -76,7 +77,7 @@ class Code:
 
     def add(self, *lines: str) -> None:
         """Adds lines as they are."""
-        self.lines += lines
+        self.lines += [self._indent + line for line in lines]
 
     def call(self, function: str, *arguments: object) -> str:
         """A call of a function that acts on the CTA: ``(C, w, instruction, *arguments, mask)``."""
@@ -205,6 +206,9 @@ class Code:
         self.put(self.operands[0], expression, kind)
 
     def whole_warp(self) -> None:
-        """Demands that all lanes execute the instruction."""
+        """Demands that all lanes execute the instruction, or none. What is added later runs for all lanes."""
         if self.mask is not None:
-            self.add(f"C.whole(w, {self.at}, {self.mask})")
+            self.add(f"if C.whole(w, {self.at}, {self.mask}):")
+            self._indent += "    "
+            self.add("pass")
+            self.mask = None

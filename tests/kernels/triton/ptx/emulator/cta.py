@@ -150,11 +150,14 @@ class Cta:
         if kind in _FATAL:
             raise fault
 
-    def whole(self, warp: Warp, at: Instruction, mask: Mask) -> None:
-        """Demands that all lanes execute an instruction."""
-        if not mask.all():
+    def whole(self, warp: Warp, at: Instruction, mask: Mask) -> bool:
+        """Demands that all lanes execute an instruction, or none; whether they do."""
+        if mask.all():
+            return True
+        if mask.any():
             warp.at = at
             warp.report("lanes", f"executed by {int(mask.sum())} of 32 lanes, needs all")
+        return False
 
     # -- running -----------------------------------------------------------------------------------------------------
     def run(self) -> None:

@@ -110,7 +110,7 @@ def _small(value: Array, form: Format) -> Array:
     fraction = form.precision - 1
     mantissa, exponent = np.frexp(np.where(np.isfinite(value), np.abs(value), 0.0))
     bias = 1 - form.exponent
-    normal = exponent - 1 >= form.exponent
+    normal = np.abs(value) >= 2.0**form.exponent
     field = np.where(normal, exponent - 1 + bias, 0)
     steps = np.where(
         normal, mantissa * 2 ** (fraction + 1) - 2**fraction, np.abs(value) * 2.0 ** (fraction - form.exponent)

@@ -114,7 +114,7 @@ def product(c: Code) -> None:
     c.add("C.counts['mma'] += 1")
     c.add(f"t_ = matrix.mma({a}, {b}, {acc}, {kinds}, {'satfinite' in c.instruction.name})")
     for i, register in enumerate(c.vector(c.operands[0])):
-        c.put(register, f"t_[{i}]", "u4", None)
+        c.put(register, f"t_[{i}]", "u4")
 
 
 def mma(a: list[Array], b: list[Array], c: list[Array], ka: str, kb: str, kc: str, kd: str, saturate: bool) -> Array:
@@ -149,7 +149,7 @@ def load_matrices(c: Code) -> None:
     c.whole_warp()
     c.add(f"t_ = matrix.ldmatrix(C, w, {c.at}, {c.address(c.operands[1])}, {n}, {'trans' in c.part})")
     for i, register in enumerate(targets):
-        c.put(register, f"t_[{i}]", "u4", None)
+        c.put(register, f"t_[{i}]", "u4")
 
 
 def ldmatrix(C: Cta, w: Warp, at: Instruction, addresses: Array, n: int, transposed: bool) -> list[Array]:
@@ -193,7 +193,7 @@ def stmatrix(C: Cta, w: Warp, at: Instruction, addresses: Array, registers: list
 def transpose(c: Code) -> None:
     c.whole_warp()
     c.add(f"t_ = matrix.movmatrix({c.use(c.operands[1], 'u4')})")
-    c.put(c.operands[0], "t_", "u4", None)
+    c.put(c.operands[0], "t_", "u4")
 
 
 def movmatrix(x: Array) -> Array:

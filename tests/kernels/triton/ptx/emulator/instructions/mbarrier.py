@@ -69,7 +69,8 @@ def initialise(C: Cta, w: Warp, at: Instruction, addresses: Array, counts: Array
         rows = C.shared.rows(addresses[lane : lane + 1], 8, w.report)
         place = 8 * int(rows[0])
         if place in C.mbarriers:
-            w.report("barrier", f"initialises {C.mbarriers[place]}, which nobody has invalidated")
+            if not C.mbarriers[place].idle:
+                w.report("barrier", f"initialises {C.mbarriers[place]} while it is in use")
             C.clocks[place] = C.mbarriers[place].clock + 1
         if not 1 <= counts[lane] < 1 << 20:
             w.report("barrier", f"an mbarrier of {int(counts[lane])} arrivals")

@@ -160,7 +160,8 @@ def store_shared(C: Cta, w: Warp, at: Instruction, addresses: Array, data: Array
     if C.mbarriers:
         first, last = rows * n, rows * n + n
         for place in [b for b in C.mbarriers if ((first < b + 8) & (last > b)).any()]:
-            w.report("barrier", f"overwrites {C.mbarriers[place]}, which nobody has invalidated")
+            if not C.mbarriers[place].idle:
+                w.report("barrier", f"overwrites {C.mbarriers[place]} while it is in use")
             C.clocks[place] = C.mbarriers.pop(place).clock + 1
     C.shared.write(rows, n, data, C.order.actor(w.index), w.report)
 
@@ -216,12 +217,13 @@ def atom(c: Code) -> None:
         c.add(call)
 
 
-for _op, _kinds in _ATOM.items():
-    _form = f"{_SEM}{_SPACE}.<op:{_op}>.<type:{_kinds}>"
-    opcode(f"atom{_form}", "d, [a], b", "9.7.13.5 atom")(atom)
-    if _op != "exch":
-        opcode(f"red{_form}", "[a], b", "9.7.13.6 red")(atom)
-opcode(f"atom{_SEM}{_SPACE}.<op:cas>.<type:b16|b32|b64>", "d, [a], b, c", "9.7.13.5 atom")(atom)
+# Triton writes the space first, which the assembler takes as well
+for _where in (_SEM + _SPACE, f"{_SPACE}.<scope:cta|cluster|gpu|sys>.<order:relaxed|acquire|release|acq_rel>"):
+    for _op, _kinds in _ATOM.items():
+        opcode(f"atom{_where}.<op:{_op}>.<type:{_kinds}>", "d, [a], b", "9.7.13.5 atom")(atom)
+        if _op != "exch":
+            opcode(f"red{_where}.<op:{_op}>.<type:{_kinds}>", "[a], b", "9.7.13.6 red")(atom)
+    opcode(f"atom{_where}.<op:cas>.<type:b16|b32|b64>", "d, [a], b, c", "9.7.13.5 atom")(atom)
 
 
 def atomic(
