@@ -16,6 +16,7 @@ import torch
 
 from tests.kernels.triton.ptx.emulator import Emulator, emulating
 from tests.kernels.triton.ptx.executions import Executions, without_assembler
+from tests.kernels.triton.rounding import oracle_rounds_as
 from vidaccel.kernels.triton import configs, launch
 from vidaccel.types import Precision
 
@@ -65,6 +66,7 @@ def _compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def emulator(arch: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """All launches of a test, on ``arch``; no fault may be left when the test is over."""
+    oracle_rounds_as(arch, monkeypatch)
     monkeypatch.setattr(configs, "_INTERPRETED", arch)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(launch, "_scratch", lambda size, alignment, stream: torch.empty(size, dtype=torch.int8))
