@@ -10,7 +10,7 @@ import torch
 
 from tests.kernels.helpers import make_layout, random_mask, random_qkv
 from vidaccel.errors import KernelError
-from vidaccel.kernels import emulated, reference, torch_sparse, triton
+from vidaccel.kernels import emulated, flex, reference, torch_sparse, triton
 from vidaccel.kernels.contract import Kernel, KernelRequest
 from vidaccel.kernels.dispatch import kernels, select, why_not_table
 from vidaccel.types import PRECISIONS
@@ -24,14 +24,14 @@ def test_every_kernel_keeps_the_contract() -> None:
     wanted = list(inspect.signature(Kernel.__call__).parameters)[1:]
     for kernel in kernels():
         assert isinstance(kernel, Kernel)
-    for module in (emulated, reference, torch_sparse, triton):
+    for module in (emulated, flex, reference, torch_sparse, triton):
         assert list(inspect.signature(module.block_sparse_attention).parameters)[: len(wanted)] == wanted
 
 
 def test_the_preferred_kernel_comes_first_and_the_oracle_last() -> None:
     names = [kernel.name for kernel in kernels()]
     assert names[-1] == "reference" and len(set(names)) == len(names)
-    assert names[0] == "triton" and select(request()).name == names[1] == "torch-sparse"
+    assert names[:3] == ["triton", "flex", "torch-sparse"] and select(request()).name == "torch-sparse"
 
 
 def test_the_oracle_runs_only_by_name() -> None:
@@ -64,7 +64,7 @@ def test_prefer_is_not_a_wish() -> None:
     """A kernel asked for by name is used or refused, never replaced by another one."""
     with pytest.raises(KernelError, match="quantised"):
         select(request("int8"), prefer="torch-sparse")
-    with pytest.raises(KernelError, match="no kernel 'tritn'; valid are triton, torch-sparse, emulated, reference"):
+    with pytest.raises(KernelError, match="no kernel 'tritn'; valid are triton, flex, torch-sparse, emulated"):
         select(request(), prefer="tritn")
 
 

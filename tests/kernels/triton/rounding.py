@@ -30,7 +30,7 @@ def rounds_twice(arch: int) -> bool:
 
 
 def oracle_rounds_as(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the oracle round to fp8 as kernels for ``arch`` do, so that results can be equal to the last bit there too."""
+    """Lets the oracle round to fp8 as kernels for ``arch`` do, so that results can be equal to the last bit."""
     once = quantise._to_fp8
 
     def twice(x: torch.Tensor, largest: torch.Tensor, most: float = quantise.FP8_MAX) -> quantise.Quantised:
