@@ -83,6 +83,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == "executed":
                 EXECUTIONS.add(value)
+            elif name == "mutants":
+                EXECUTIONS.mutants += value
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
