@@ -1,8 +1,9 @@
 """Faults to put into compiled programs: what a mistake in a kernel, or in Triton, would look like in its PTX.
 
 A row names the fault, the programs it applies to, and what it changes: a regular expression of the PTX and what stands
-there instead. ``which`` says which of the places found are changed, one at a time; without it each is. Left out are those where nothing
-would be wrong: a barrier that nobody uses, threads that wait twice. A row that finds nothing to change is an error.
+there instead. ``which`` says which of the places found are changed, one at a time; without it each is. Left out are
+those where nothing would be wrong: a barrier that nobody uses, threads that wait twice. A row that finds nothing to
+change is an error.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ PROGRAMS = (GLUON16, GLUON8, WARPS16, WARPS8, WGMMA, MMA16, MMA8)
 _GLUON, _WARPS, _MMA = (GLUON16, GLUON8), (WARPS16, WARPS8), (MMA16, MMA8)
 _SPECIALISED = _GLUON + _WARPS
 _HOPPER = (*_SPECIALISED, WGMMA)
+_STAGED = (*_WARPS, WGMMA)  # tile maps made by the program, outputs stored by the copy engine
 
 _WAIT = r"\{\s*\.reg \.pred\s+complete;\s*waitLoop:\s*mbarrier\.try_wait[^;]*;\s*@!complete bra\.uni waitLoop;\s*\}"
 _ARRIVE = r"@%p\d+ mbarrier\.arrive\.shared::cta\.b64[^;]*;"
 _EXPECT = r"(@%p\d+ mbarrier\.arrive\.expect_tx\.shared\.b64 _, \[%r\d+\], )(\d+);"
+_PARITY = r"(mbarrier\.try_wait\.parity[^,]*, \[%r\d+\], )%r\d+;"
+_PRODUCT = r"(mma\.sync[^{]*\{[^}]*\}, \{ )(%r\d+), (%r\d+)"
+_EXPONENTIAL = r"(ex2\.approx\.ftz\.f32[ \t]+)(%r\d+), (%r\d+);"
 _LOAD = r"(cp\.async\.bulk\.tensor\.\dd\.shared::cluster[^{;]*\{[^};]*?)(%r\d+)"
 _AFTER_STORE = r"(st(?:matrix|\.shared\.v4)[^;]*;\s*(?:\.loc[^\n]*\s*|//[^\n]*\s*|\$L\w+:\s*|fence[^;]*;\s*)*)"
 #: wgmma descriptors are numbers of 64 bits, whose two upper ones are the swizzle of 128 bytes.
@@ -67,13 +72,13 @@ MUTATIONS = (
     # the copy engine
     Mutation("a tile is loaded a row or column further", _HOPPER, _LOAD, r"\g<1>1"),
     Mutation("a tile is not loaded", _HOPPER, r"@%p\d+ cp\.async\.bulk\.tensor\.\dd\.shared::cluster[^;]*;", ""),
-    Mutation("the output is not stored", _WARPS + (WGMMA,), r"@%p\d+ cp\.async\.bulk\.tensor\.2d\.global[^;]*;", ""),
-    Mutation("a store is not committed", _WARPS + (WGMMA,), r"(?<!@%p\d )cp\.async\.bulk\.commit_group;", ""),
-    Mutation("a store is not waited for", _WARPS + (WGMMA,), r"cp\.async\.bulk\.wait_group\.read[ \t]+0;", ""),
-    Mutation("a tile map has half the rows", _WARPS + (WGMMA,), r"(global_dim[^;]*0x1, )%r\d+;", r"\g<1>8;", (0,)),
-    Mutation("a tile map has no swizzle", _WARPS + (WGMMA,), r"(swizzle_mode[^;]*), 0x3;", r"\1, 0x0;"),
-    Mutation("a tile map has another box", _WARPS + (WGMMA,), r"(box_dim[^;]*0x1, )%r\d+;", r"\g<1>32;", (0,)),
-    Mutation("a tile map is not acquired", _WARPS + (WGMMA,), r"@%p\d+ fence\.proxy\.tensormap[^;]*;", ""),
+    Mutation("the output is not stored", _STAGED, r"@%p\d+ cp\.async\.bulk\.tensor\.2d\.global[^;]*;", ""),
+    Mutation("a store is not committed", _STAGED, r"(?<!@%p\d )cp\.async\.bulk\.commit_group;", ""),
+    Mutation("a store is not waited for", _STAGED, r"cp\.async\.bulk\.wait_group\.read[ \t]+0;", ""),
+    Mutation("a tile map has half the rows", _STAGED, r"(global_dim[^;]*0x1, )%r\d+;", r"\g<1>8;", (0,)),
+    Mutation("a tile map has no swizzle", _STAGED, r"(swizzle_mode[^;]*), 0x3;", r"\1, 0x0;"),
+    Mutation("a tile map has another box", _STAGED, r"(box_dim[^;]*0x1, )%r\d+;", r"\g<1>32;", (0,)),
+    Mutation("a tile map is not acquired", _STAGED, r"@%p\d+ fence\.proxy\.tensormap[^;]*;", ""),
     Mutation("a proxy fence is removed", _HOPPER, r"fence\.proxy\.async\.shared::cta;", ""),
     # products
     Mutation("wgmma is not fenced", _HOPPER, r"wgmma\.fence\.sync\.aligned;", ""),
