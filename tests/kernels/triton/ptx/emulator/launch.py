@@ -1,80 +1,48 @@
-# ruff: noqa
-"""Triton kernels on the emulator: JITFunction.run of the whole process is ours while ``emulating`` lasts."""
+"""Triton kernels on the emulator: inside ``with emulating(...)`` every launch executes its compiled PTX."""
 
 from __future__ import annotations
-import contextlib, ctypes, time
-from dataclasses import dataclass
+
+import contextlib
+import ctypes
+import itertools
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 import torch
 import triton
-from .formats import u1
-from .cta import Cta, Global, TensorMap, GB
-from .cta import Fault as _Raised, Deadlock as _Deadlocked
-from .faults import Deadlock, Fault
-from .text import parse
-from .program import Program
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime.jit import JITFunction
 
-_KIND = {
-    "i1": (1, "?"),
-    "i8": (1, "b"),
-    "u8": (1, "B"),
-    "i16": (2, "h"),
-    "u16": (2, "H"),
-    "i32": (4, "i"),
-    "u32": (4, "I"),
-    "i64": (8, "q"),
-    "u64": (8, "Q"),
-    "fp32": (4, "f"),
-    "f32": (4, "f"),
-    "fp64": (8, "d"),
-    "fp16": (2, "e"),
-}
+from .execute import Launch, execute, parameter_bytes
+from .faults import Fault
+from .memory import GLOBAL, GlobalMemory
+from .program import load
+from .tensormap import FROM_DRIVER, TensorMap
 
+__all__ = ["Emulator", "emulating"]
 
-@dataclass(frozen=True)
-class Launch:
-    """What one launch did."""
-
-    kernel: str
-    ctas: int
-    instructions: int
-    mma: int
-    wgmma: int
-    tma: int
-    seconds: float
-
-
-def _kind(text):
-    """The kind of a fault, from its text."""
-    for kind, words in (
-        ("proxy", ("proxy:",)),
-        ("race", ("race:", "different values to one")),
-        ("uninitialised", ("never written",)),
-        ("alignment", ("aligned to", "not aligned")),
-        ("bounds", ("out of bounds", "shared access at", "of shared", "generic address", "operand reaches", "tile at")),
-        ("unfinished", ("not waited for", "ends with", "middle of phase", "different numbers of wgmma")),
-        ("registers", ("setmaxnreg",)),
-        ("fence", ("wgmma.fence", "not committed", "fence", "tensormap")),
-        ("lanes", ("part of the warp", "differs between lanes", "does not take part")),
-        ("barrier", ("barrier",)),
-    ):
-        if any(w in text for w in words):
-            return kind
-    return "barrier"
+#: Triton's name of a scalar parameter -> format of ``struct``.
+_SCALARS = {"i1": "?", "i8": "b", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I", "i64": "q", "u64": "Q"}
+_SCALARS |= {"fp16": "e", "fp32": "f", "f32": "f", "fp64": "d"}
+_DEVICES = itertools.count(1000)
 
 
 class Emulator:
     """Executes every Triton launch inside ``with emulating(emulator)``; collects ``faults`` and a ``log`` of launches.
 
     Args:
-        arch: compute capability the kernels are compiled for, 90 for sm_90a.
+        arch: compute capability the kernels are compiled for: 80, 86, 89, 90 (sm_90a) or 120.
         asynchronous: when copies and products in flight complete: "late" (when somebody waits for them), "early" (at
             once) or "random".
         schedule: which warp runs next: "in-turn" or "random".
         seed: of what is drawn.
         edit: PTX text -> PTX text, applied before it is loaded: puts faults into a program.
         only: ``(x, y, z) -> bool``, the CTAs of a grid that run.
-        proxies: "advice" or "error": see ``errors``.
+        proxies: whether missing fences between the proxies are "advice" or "error": Triton's own compiler leaves some
+            out, code that is ours must not. See ``errors``.
 
     Example:
         >>> emulator = Emulator(arch=90)
@@ -85,8 +53,16 @@ class Emulator:
     """
 
     def __init__(
-        self, arch=90, *, asynchronous="late", schedule="in-turn", seed=0, edit=None, only=None, proxies="advice"
-    ):
+        self,
+        arch: int = 90,
+        *,
+        asynchronous: str = "late",
+        schedule: str = "in-turn",
+        seed: int = 0,
+        edit: Callable[[str], str] | None = None,
+        only: Callable[[int, int, int], bool] | None = None,
+        proxies: str = "advice",
+    ) -> None:
         for name, value, valid in (
             ("asynchronous", asynchronous, ("late", "early", "random")),
             ("schedule", schedule, ("in-turn", "random")),
@@ -95,222 +71,188 @@ class Emulator:
             if value not in valid:
                 raise ValueError(f"{name} is {value!r}; valid are {', '.join(map(repr, valid))}")
         self.arch = arch
-        self.options = dict(asynchronous=asynchronous, schedule="rr" if schedule == "in-turn" else schedule, seed=seed)
+        self.options = {"asynchronous": asynchronous, "schedule": schedule, "seed": seed}
         self.edit = edit
         self.only = only
         self.proxies = proxies
-        self.programs = {}
         self.faults: list[Fault] = []
         self.log: list[Launch] = []
 
     @property
-    def errors(self):
+    def errors(self) -> list[Fault]:
         """The faults without those that are advice: all kinds, ``proxy`` only where ``proxies`` is "error"."""
         return [fault for fault in self.faults if fault.kind != "proxy" or self.proxies == "error"]
 
-    def program(self, ptx):
-        if self.edit:
-            ptx = self.edit(ptx)
-        if ptx not in self.programs:
-            self.programs[ptx] = Program(parse(ptx))
-        return self.programs[ptx]
+    def launch(self, kernel: Any, grid: tuple[int, int, int], values: list[tuple[str, Any]]) -> None:
+        """Executes a compiled kernel.
 
-    def launch(self, kernel, grid, values):
-        """``values``: of all parameters that are not constexpr, in order: (type, value)."""
-        prog = self.program(kernel.asm["ptx"])
-        g = Global()
-        blocks = {}
-
-        def pointer(t):
-            st = t.untyped_storage()
-            if t.device.type == "meta" or st.nbytes() == 0:
-                return GB + 64
-            key = st.data_ptr()
-            if key not in blocks:
-                shift = key % 256
-                base = g.alloc(st.nbytes() + shift, str(tuple(t.shape)) + str(t.dtype))
-                g.ok[base - GB : base - GB + shift] = False
-                raw = np.ctypeslib.as_array((ctypes.c_uint8 * st.nbytes()).from_address(key))
-                g.mem[base + shift - GB : base + shift - GB + st.nbytes()] = raw
-                blocks[key] = (base + shift, raw, st)
-            return blocks[key][0] + t.data_ptr() - key
-
-        flat = []
-        descs = list(getattr(kernel.metadata, "tensordesc_meta", None) or [])
-        for ty, v in values:
-            if isinstance(ty, str) and ty.startswith("tensordesc"):
-                meta = descs.pop(0)
-                assert meta is not None
-                base = pointer(v.base)
-                es = meta["elem_size"]
-                flat.append(
-                    (
-                        "map",
-                        TensorMap.make(
-                            base,
-                            meta["elem_type"],
-                            meta["swizzle"],
-                            meta["block_size"][::-1],
-                            list(v.shape)[::-1],
-                            [s * es for s in list(v.strides)[::-1][1:]],
-                            1 if v.padding == "nan" else 0,
-                        ),
-                    )
-                )
-                flat += [("i32", s) for s in v.shape] + [("i64", s) for s in v.strides]
-            elif isinstance(ty, str) and ty.startswith("*"):
-                flat.append(("ptr", pointer(v)))
-            else:
-                flat.append((ty, v))
-        n = int(np.prod(grid))
-        scratch = kernel.metadata.global_scratch_size
-        base = g.alloc(max(scratch * n, 1), "scratch")
-        flat += [("ptr", base), ("ptr", 0)]
-        size = prog.k.params[-1][1] + prog.k.params[-1][2]
-        params = np.zeros(size + 64, u1)
-        assert len(flat) == len(prog.k.params), (len(flat), len(prog.k.params), flat, prog.k.params)
-        for (ty, v), (nm, off, sz, al) in zip(flat, prog.k.params):
-            if ty == "map":
-                raw = v
-            elif ty == "ptr":
-                raw = int(v).to_bytes(8, "little")
-            else:
-                import struct
-
-                raw = struct.pack("<" + _KIND[ty][1], v)
-            assert len(raw) <= sz or ty in ("i64",), (nm, ty, sz)
-            params[off : off + min(len(raw), sz)] = np.frombuffer(raw[:sz], u1)
-        t0 = time.process_time()
-        nw = (prog.k.reqntid or kernel.metadata.num_warps * 32) // 32
-        ctas = 0
-        stats = {}
-        for f in prog.unfenced:
-            self.faults.append(Fault("fence", f))
-        for z in range(grid[2]):
-            for y in range(grid[1]):
-                for x in range(grid[0]):
-                    if self.only is not None and not self.only(x, y, z):
-                        continue
-                    c = Cta(
-                        prog,
-                        g,
-                        params,
-                        nw,
-                        kernel.metadata.shared,
-                        (x, y, z),
-                        grid,
-                        maxreg=(prog.k.maxnreg + 7) // 8 * 8 if prog.k.maxnreg else None,
-                        **self.options,
-                    )
-                    if c.regpool is not None:
-                        c.regpool = 65536 - nw * 32 * c.warps[0].nregs if False else 0
-                    try:
-                        c.run()
-                    except _Deadlocked as e:
-                        self.faults.append(Deadlock(f"cta {x},{y},{z}: {e}"))
-                        raise self.faults[-1] from None
-                    except _Raised as e:
-                        raise Fault(_kind(str(e)), f"cta {x},{y},{z}: {e}") from None
-                    finally:
-                        self.faults += [Fault(_kind(f), f"cta {x},{y},{z}: {f}") for f in c.faults]
-                    for k, v in c.stats.items():
-                        stats[k] = stats.get(k, 0) + v
-                    ctas += 1
-        for at, raw, st in blocks.values():
-            raw[:] = g.mem[at - GB : at - GB + len(raw)]
-        dt = time.process_time() - t0
-        self.log.append(
-            Launch(
-                kernel.metadata.name,
-                ctas,
-                stats.get("instructions", 0),
-                stats.get("mma", 0),
-                stats.get("wgmma", 0),
-                stats.get("tma", 0),
-                dt,
+        Args:
+            values: of all parameters that are not constexpr, in order: (type, value).
+        """
+        text = kernel.asm["ptx"]
+        program = load(self.edit(text) if self.edit else text)
+        device = _Device()
+        metadata = kernel.metadata
+        parameters = _flatten(device, values, list(getattr(metadata, "tensordesc_meta", None) or []))
+        scratch = max(1, metadata.global_scratch_size * int(np.prod(grid)))
+        parameters.append(_address(device.memory.allocate(scratch, "the scratch memory", written=False)))
+        if len(parameters) < len(program.kernel.params):
+            parameters.append(_address(0))  # the profiler's scratch memory: there is none
+        try:
+            launch = execute(
+                program,
+                device.memory,
+                parameter_bytes(program, parameters),
+                grid=grid,
+                warps=metadata.num_warps,
+                shared=metadata.shared,
+                only=self.only,
+                faults=self.faults,
+                options=self.options,
             )
-        )
+        finally:
+            device.copy_back()
+        self.log.append(launch)
 
 
-_DEVICE = [1000]
+def _address(value: int) -> bytes:
+    return value.to_bytes(8, "little")
+
+
+class _Device:
+    """Global memory with copies of the tensors of one launch."""
+
+    def __init__(self) -> None:
+        self.memory = GlobalMemory()
+        self.copies: dict[int, tuple[slice, Any, Any]] = {}
+
+    def pointer(self, tensor: torch.Tensor | int) -> int:
+        """The address of a tensor's first element; its whole storage is there."""
+        if isinstance(tensor, int):
+            return tensor
+        storage = tensor.untyped_storage()
+        if tensor.device.type == "meta" or storage.nbytes() == 0:
+            return GLOBAL + 64  # nothing may be read there
+        key = storage.data_ptr()
+        if key not in self.copies:
+            # the address has the alignment that Triton has seen
+            shift, size = key % 256, storage.nbytes()
+            base = self.memory.allocate(size + shift, f"{tuple(tensor.shape)} {tensor.dtype}", written=True)
+            self.memory.exclude(base, shift)
+            host = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(key))
+            place = self.memory.place(base + shift, size)
+            self.memory.data[place] = host
+            self.copies[key] = place, host, storage
+        return GLOBAL + self.copies[key][0].start + tensor.data_ptr() - key
+
+    def copy_back(self) -> None:
+        """What the kernel wrote, into the tensors."""
+        for place, host, _ in self.copies.values():
+            host[:] = self.memory.data[place]
+
+
+def _flatten(device: _Device, values: list[tuple[str, Any]], descriptors: list[Any]) -> list[bytes]:
+    """The bytes of each parameter as the launcher of Triton passes them."""
+    out = []
+    for kind, value in values:
+        if kind.startswith("tensordesc"):
+            out.append(_tensormap(device, value, descriptors.pop(0)))
+            out += [struct.pack("<i", s) for s in value.shape] + [struct.pack("<q", s) for s in value.strides]
+        elif kind.startswith("*"):
+            out.append(_address(device.pointer(value)))
+        elif kind in _SCALARS:
+            out.append(struct.pack("<" + _SCALARS[kind], value))
+        else:
+            raise NotImplementedError(
+                f"parameters of type {kind}; known are {', '.join(_SCALARS)}, pointers, tensordesc"
+            )
+    return out
+
+
+def _tensormap(device: _Device, value: Any, meta: Any) -> bytes:
+    """A tensormap that the host makes."""
+    item = meta["elem_size"]
+    element = FROM_DRIVER.get(meta["elem_type"], meta["elem_type"])
+    return TensorMap(
+        device.pointer(value.base),
+        element,
+        tuple(meta["block_size"][::-1]),
+        tuple(value.shape)[::-1],
+        tuple(s * item for s in list(value.strides)[::-1][1:]),
+        swizzle=meta["swizzle"],
+        fill=int(value.padding == "nan"),
+        steps=(1,) * len(value.shape),
+    ).write()
+
+
+class _Driver(DriverBase):
+    """Answers what Triton asks a driver. Its device number is new each time, because a kernel keeps what it has
+    compiled by device number, whatever the target."""
+
+    def __init__(self, arch: int) -> None:
+        self.target = GPUTarget("cuda", arch, 32)
+        self.device = next(_DEVICES)
+        self.utils = None
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return False
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_benchmarker(self) -> Any:
+        raise RuntimeError("an emulated kernel cannot be timed; give it one configuration")
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_device_capability(self, device: int = 0) -> tuple[int, int]:
+        return divmod(self.target.arch, 10)
 
 
 @contextlib.contextmanager
-def emulating(emu: Emulator):
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.driver import DriverBase
-
-    class Driver(DriverBase):
-        def __init__(self):
-            self.target = GPUTarget("cuda", emu.arch, 32)
-            self.utils = None
-            _DEVICE[0] += 1
-            self.device = _DEVICE[0]
-
-        @classmethod
-        def is_active(cls):
-            return False
-
-        def map_python_to_cpp_type(self, ty):
-            return ty
-
-        def get_current_target(self):
-            return self.target
-
-        def get_active_torch_device(self):
-            return torch.device("cpu")
-
-        def get_benchmarker(self):
-            raise RuntimeError
-
-        def get_current_device(self):
-            return self.device
-
-        def get_current_stream(self, d):
-            return 0
-
-        def get_device_capability(self, d=0):
-            return divmod(emu.arch, 10)
-
-    from triton.runtime.jit import JITFunction
-
-    original = JITFunction.run
+def emulating(emulator: Emulator) -> Iterator[Emulator]:
+    """Every launch of a Triton or Gluon kernel on CPU tensors executes its compiled PTX, in the whole process."""
+    compile_or_run = JITFunction.run
     drivers = triton.runtime.driver
     before = drivers._active
 
-    def run(self, *args, grid, warmup, **kwargs):
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = compile_or_run(self, *args, grid=grid, warmup=True, **kwargs)
         if warmup:
-            return original(self, *args, grid=grid, warmup=True, **kwargs)
-        kernel = original(self, *args, grid=grid, warmup=True, **kwargs)
+            return kernel
         names = [p.name for p in self.params]
-        bound = dict(zip(names, args))
-        bound.update({k: v for k, v in kwargs.items() if k in names})
-        for p in self.params:
-            if p.name not in bound and p.has_default:
-                bound[p.name] = p.default
-        sig = kernel.src.signature
-        values = []
+        bound = {p.name: p.default for p in self.params if p.has_default}
+        bound |= dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+        values: list[tuple[str, Any]] = []
 
-        def flatten(ty, v):
-            if isinstance(ty, tuple):
-                for x, y in zip(ty, v, strict=True):
-                    flatten(x, y)
-            elif ty != "constexpr":
-                values.append((ty, v))
+        def flatten(kind: Any, value: Any) -> None:
+            if isinstance(kind, tuple):
+                for k, v in zip(kind, value, strict=True):
+                    flatten(k, v)
+            elif kind != "constexpr":
+                values.append((kind, value))
 
-        for nm, ty in sig.items():
-            flatten(ty, bound[nm])
-        if callable(grid):
-            grid = grid(bound)
-        grid = tuple(grid) + (1,) * (3 - len(grid))
-        emu.launch(kernel, grid, values)
+        for name, kind in kernel.src.signature.items():
+            flatten(kind, bound[name])
+        sizes = tuple(grid(bound) if callable(grid) else grid)
+        emulator.launch(kernel, (*sizes, *(1,) * (3 - len(sizes))), values)
         return kernel
 
-    drivers.set_active(Driver())
+    drivers.set_active(_Driver(emulator.arch))
     JITFunction.run = run
     try:
-        with np.errstate(all="ignore"):
-            yield emu
+        yield emulator
     finally:
-        JITFunction.run = original
+        JITFunction.run = compile_or_run
         drivers.set_active(before)

@@ -1,217 +1,256 @@
-# ruff: noqa
-"""PTX text -> one kernel: registers, parameters, labels, instructions."""
+"""PTX text -> one kernel: its parameters, registers, labels and instructions.
+
+Every directive is known or an error, with its line; nothing is skipped except debug information (``.file``, ``.loc``,
+``.section``), of which the source lines are kept for messages.
+"""
 
 from __future__ import annotations
+
+import bisect
 import re
 from dataclasses import dataclass, field
 
+__all__ = ["Instruction", "Kernel", "Label", "PtxError", "parse", "split_operands"]
+
+#: Bits of a register or parameter of each fundamental type.
+BITS = {"pred": 1} | {
+    f"{kind}{bits}": bits
+    for kind, widths in (
+        ("b", (8, 16, 32, 64, 128)),
+        ("s", (8, 16, 32, 64)),
+        ("u", (8, 16, 32, 64)),
+        ("f", (16, 32, 64)),
+    )
+    for bits in widths
+}
+_NAME = r"[%$\w]+"
+
 
 class PtxError(Exception):
-    pass
+    """A program that cannot be loaded: text that is not understood, or an opcode that is not emulated."""
 
 
-@dataclass
-class Instr:
-    op: list[str]  # opcode split at dots
-    args: list[str]  # operands as text; registers renamed to be unique
-    pred: str | None
-    neg: bool
-    line: int  # line of the PTX text
-    loc: str  # source file:line
-    text: str = ""
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
 
-    @property
-    def name(self) -> str:
-        return ".".join(self.op)
+    Args:
+        name: opcode with modifiers.
+        operands: as text; registers of inner scopes have names of their own.
+        predicate: register that guards it, ``None`` without.
+        negated: whether it runs where the predicate is false.
+        line: of the PTX text, from 1.
+        source: ``file:line`` of what it was compiled from.
+        text: as it was written.
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    predicate: str | None
+    negated: bool
+    line: int
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """A place to jump to."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A kernel parameter: where it lies among the parameters, in bytes."""
+
+    name: str
+    offset: int
+    size: int
 
 
 @dataclass
 class Kernel:
+    """What a module says about its only entry."""
+
     name: str
     target: str
-    params: list[tuple[str, int, int, int]] = field(default_factory=list)  # name, offset, size, align
-    regs: dict[str, int] = field(default_factory=dict)  # name -> bits (1 for predicates)
-    body: list = field(default_factory=list)  # Instr or label text "name:"
+    params: list[Parameter] = field(default_factory=list)
+    registers: dict[str, int] = field(default_factory=dict)
+    body: list[Instruction | Label] = field(default_factory=list)
     tables: dict[str, list[str]] = field(default_factory=dict)
+    shared: dict[str, int] = field(default_factory=dict)
     maxnreg: int | None = None
-    reqntid: int = 0
+    threads: int | None = None
 
 
-_BITS = {
-    "pred": 1,
-    "b8": 8,
-    "s8": 8,
-    "u8": 8,
-    "b16": 16,
-    "s16": 16,
-    "u16": 16,
-    "f16": 16,
-    "bf16": 16,
-    "b32": 32,
-    "s32": 32,
-    "u32": 32,
-    "f32": 32,
-    "b64": 64,
-    "u64": 64,
-    "s64": 64,
-    "f64": 64,
-    "f16x2": 32,
-    "b128": 128,
-}
-
-
-def split_args(text: str) -> list[str]:
-    out, depth, cur = [], 0, ""
-    for c in text:
+def split_operands(text: str) -> list[str]:
+    """Splits at the commas outside of all brackets."""
+    out, depth, begin = [], 0, 0
+    for i, c in enumerate(text):
         if c in "{[(":
             depth += 1
         elif c in "}])":
             depth -= 1
-        if c == "," and depth == 0:
-            out.append(cur.strip())
-            cur = ""
-        else:
-            cur += c
-    if cur.strip():
-        out.append(cur.strip())
-    return out
+        elif c == "," and depth == 0:
+            out.append(text[begin:i].strip())
+            begin = i + 1
+    last = text[begin:].strip()
+    return [*out, last] if last else out
 
 
-def parse(text: str, name: str | None = None) -> Kernel:
-    files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', text, re.M))
-    target = re.search(r"\.target\s+(\w+)", text).group(1)
-    m = re.search(r"\.visible\s+\.entry\s+(\w+)\s*\((.*?)\)(.*?)\{", text, re.S)
-    if not m:
-        raise PtxError("no entry")
-    k = Kernel(m.group(1), target)
-    off = 0
-    for p in split_args(re.sub(r"//.*", "", m.group(2))):
-        words = p.split()
-        nm = words[-1]
-        arr = re.match(r"(\S+)\[(\d+)\]$", nm)
-        if arr:
-            nm, size = arr.group(1), int(arr.group(2))
-            al = int(words[words.index(".align") + 1])
-        else:
-            size = al = _BITS[words[1][1:]] // 8
-        off = (off + al - 1) // al * al
-        k.params.append((nm, off, size, al))
-        off += size
-    head = m.group(3)
-    if mm := re.search(r"\.maxnreg\s+(\d+)", head):
-        k.maxnreg = int(mm.group(1))
-    if mm := re.search(r"\.reqntid\s+(\d+)", head):
-        k.reqntid = int(mm.group(1))
-    # the body, statement by statement; scopes of inline assembly get their own names
-    body_start = m.end()
-    line_no = text.count("\n", 0, body_start) + 1
-    scopes: list[tuple[int, dict[str, str]]] = [(0, {})]
-    nscope = 0
-    loc = "?"
-    stmt = ""
-    pos_line = line_no
-    depth_stmt = 0
-    lines = text[body_start:].split("\n")
-    done = False
-    for n, raw in enumerate(lines):
-        ln = line_no + n
-        s = re.sub(r"//.*", "", raw).strip()
-        if not s:
-            continue
-        if s.startswith(".loc"):
-            w = s.split()
-            loc = f"{files.get(w[1], w[1]).split('/')[-1]}:{w[2]}"
-            continue
-        i = 0
-        while i < len(s):
-            c = s[i]
-            if not stmt.strip():
-                if c in " \t":
-                    i += 1
-                    continue
-                if c == "{":
-                    nscope += 1
-                    # local labels are known before they are declared
-                    scopes.append((nscope, {}))
-                    i += 1
-                    continue
-                if c == "}":
-                    scopes.pop()
-                    i += 1
-                    if not scopes:
-                        done = True
-                        break
-                    continue
-                lm = re.match(r"([\w$]+)\s*:(?!:)", s[i:])
-                if lm:
-                    nm = lm.group(1)
-                    rest = s[i + lm.end() :].strip()
-                    if rest.startswith(".branchtargets"):
-                        stmt = f"{nm}: "
-                        i += lm.end()
-                        pos_line = ln
-                        continue
-                    if len(scopes) > 1 and not nm.startswith("$"):
-                        scopes[-1][1][nm] = f"{nm}@{scopes[-1][0]}"
-                        nm = scopes[-1][1][nm]
-                    k.body.append(nm + ":")
-                    i += lm.end()
-                    continue
-                pos_line = ln
-            if c == ";":
-                _statement(k, stmt.strip(), scopes, pos_line, loc)
-                stmt = ""
-                i += 1
+class _Reader:
+    """A position in the text, and what is in scope there."""
+
+    def __init__(self, text: str) -> None:
+        self.text = re.sub(r"//[^\n]*", lambda m: " " * len(m.group()), text)
+        self.at = 0
+        self.newlines = [m.start() for m in re.finditer("\n", text)]
+        self.files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', text, re.M))
+        self.kernel: Kernel | None = None
+        self.scopes: list[dict[str, str]] = []
+        self.inner = 0
+        self.source = "?"
+        self.dynamic: str | None = None
+
+    def line(self, at: int | None = None) -> int:
+        return bisect.bisect_left(self.newlines, self.at if at is None else at) + 1
+
+    def error(self, what: str, at: int | None = None) -> PtxError:
+        return PtxError(f"line {self.line(at)}: {what}")
+
+    def match(self, pattern: str) -> re.Match[str] | None:
+        found = re.compile(pattern, re.S).match(self.text, self.at)
+        if found:
+            self.at = found.end()
+        return found
+
+    # -- the module ------------------------------------------------------------------------------------------------
+    def module(self) -> Kernel:
+        target = ""
+        while self.match(r"\s*") and self.at < len(self.text):
+            if self.match(r"\.version\s+[\d.]+|\.address_size\s+64\b|\.file\b[^\n]*"):
                 continue
-            stmt += c
-            i += 1
-        if done:
-            break
-        if stmt:
-            stmt += " "
-    return k
-
-
-def _lookup(scopes, nm):
-    for _, names in reversed(scopes):
-        if nm in names:
-            return names[nm]
-    return nm
-
-
-def _statement(k: Kernel, s: str, scopes, line: int, loc: str) -> None:
-    if not s:
-        return
-    if ".branchtargets" in s:
-        nm, rest = s.split(":", 1)
-        k.tables[nm.strip()] = [t.strip() for t in rest.replace(".branchtargets", "").split(",")]
-        return
-    if s.startswith(".reg"):
-        mm = re.match(r"\.reg\s+\.(\w+)\s+(.*)", s, re.S)
-        bits = _BITS[mm.group(1)]
-        for nm in split_args(mm.group(2)):
-            r = re.match(r"(%?[\w$]+)<(\d+)>", nm)
-            if r:
-                for j in range(int(r.group(2))):
-                    k.regs[f"{r.group(1)}{j}"] = bits
+            if m := self.match(r"\.target\s+(\w+)[^\n]*"):
+                target = m.group(1)
+            elif self.match(r"\.section\s+[.\w]+\s*\{[^}]*\}"):
+                continue
+            elif m := self.match(r"\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+(\w+)\s*\[\s*\]\s*;"):
+                self.dynamic = m.group(1)
+            elif self.match(r"\.global\s+\.align\s+1\s+\.b8\s+[$\w]+\[\d+\]\s*=\s*\{[\d,\s]*\}\s*;"):
+                continue  # a string, of LLVM's own use; no instruction can name it, so nothing needs its address
+            elif m := self.match(r"\.visible\s+\.entry\s+(\w+)\s*\(([^)]*)\)([^{]*)\{"):
+                if self.kernel:
+                    raise self.error("a second entry; one kernel a module is emulated")
+                self.entry(Kernel(m.group(1), target), m.group(2), m.group(3))
             else:
-                unique = nm
-                if len(scopes) > 1:
-                    unique = f"{nm}@{scopes[-1][0]}"
-                    scopes[-1][1][nm] = unique
-                k.regs[unique] = bits
-        return
-    if s.startswith("."):
-        if s.startswith(".pragma"):
-            return
-        raise PtxError(f"line {line}: directive {s!r}")
-    pred, neg = None, False
-    mm = re.match(r"@(!?)(%?[\w$]+)\s+(.*)", s, re.S)
-    if mm:
-        neg, pred, s = bool(mm.group(1)), _lookup(scopes, mm.group(2)), mm.group(3)
-    mm = re.match(r"([\w.:]+)\s*(.*)", s, re.S)
-    args = []
-    for a in split_args(mm.group(2)):
-        a = re.sub(r"(%?[A-Za-z_$][\w$.]*)", lambda t: _lookup(scopes, t.group(1)), a)
-        args.append(a)
-    k.body.append(Instr(mm.group(1).split("."), args, pred, neg, line, loc, s))
+                raise self.error(f"not known outside of a kernel: {self.text[self.at :].splitlines()[0].strip()!r}")
+        if self.kernel is None:
+            raise PtxError("the module has no .visible .entry")
+        return self.kernel
+
+    def entry(self, kernel: Kernel, params: str, head: str) -> None:
+        self.kernel = kernel
+        if self.dynamic:
+            kernel.shared[self.dynamic] = 0
+        offset = 0
+        for text in split_operands(params):
+            m = re.fullmatch(
+                r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)(?:\s+\.ptr(?:\s+\.\w+)?(?:\s+\.align\s+\d+)?)?"
+                r"\s+(\w+)(?:\[(\d+)\])?",
+                " ".join(text.split()),
+            )
+            if not m or m.group(2) not in BITS:
+                raise self.error(f"parameter {' '.join(text.split())!r}")
+            width = BITS[m.group(2)] // 8
+            size = width * int(m.group(4) or 1)
+            align = int(m.group(1) or width)
+            offset = -(-offset // align) * align
+            kernel.params.append(Parameter(m.group(3), offset, size))
+            offset += size
+        for name, value in re.findall(r"\.(\w+)\s*([\d,\s]*)", head):
+            if name == "maxnreg":
+                kernel.maxnreg = int(value)
+            elif name == "reqntid":
+                if any(int(n) != 1 for n in value.split(",")[1:]):
+                    raise self.error(f".reqntid {value}: threads in more than one dimension are not emulated")
+                kernel.threads = int(value.split(",")[0])
+            elif name not in ("minnctapersm", "maxntid", "noreturn"):
+                raise self.error(f"directive .{name} of a kernel is not known")
+        self.scopes = [{}]
+        while self.scopes:
+            self.statement()
+
+    # -- the body --------------------------------------------------------------------------------------------------
+    def statement(self) -> None:
+        kernel = self.kernel
+        assert kernel is not None
+        self.match(r"\s*")
+        begin = self.at
+        if self.match(r"\{"):
+            self.inner += 1
+            self.scopes.append({"": f"@{self.inner}"})
+        elif self.match(r"\}"):
+            self.scopes.pop()
+        elif self.match(r";"):
+            pass
+        elif m := self.match(r"\.loc\s+(\d+)\s+(\d+)[^\n]*"):
+            self.source = f"{self.files.get(m.group(1), m.group(1)).split('/')[-1]}:{m.group(2)}"
+        elif self.match(r'\.pragma\s+"(nounroll|used_bytes_mask \w+)"\s*;'):
+            pass
+        elif m := self.match(r"\.reg\s+\.(\w+)\s+([^;]+);"):
+            self.declare(m.group(1), m.group(2), begin)
+        elif m := self.match(rf"({_NAME})\s*:\s*\.branchtargets\s+([^;]+);"):
+            kernel.tables[m.group(1)] = [name.strip() for name in m.group(2).split(",")]
+        elif m := self.match(rf"({_NAME})\s*:(?!:)"):
+            kernel.body.append(Label(self.own(m.group(1))))
+        elif m := self.match(rf"(?:@(!?)({_NAME})\s+)?([a-z][\w.:]*)([^;]*);"):
+            operands = tuple(re.sub(_NAME + r"(?![\w.]*\()", self.visible, o) for o in split_operands(m.group(4)))
+            guard = self.renamed(m.group(2)) if m.group(2) else None
+            text = " ".join(self.text[begin : self.at - 1].split())
+            kernel.body.append(
+                Instruction(m.group(3), operands, guard, bool(m.group(1)), self.line(begin), self.source, text)
+            )
+        else:
+            raise self.error(f"not understood: {self.text[self.at :].splitlines()[0].strip()!r}")
+
+    def own(self, name: str) -> str:
+        """A name of the innermost scope, unique in the kernel."""
+        if len(self.scopes) == 1 or name.startswith("$"):
+            return name
+        return self.scopes[-1].setdefault(name, name + self.scopes[-1][""])
+
+    def declare(self, kind: str, names: str, at: int) -> None:
+        assert self.kernel is not None
+        if kind not in BITS:
+            raise self.error(f"register of type .{kind}", at)
+        for name in (n.strip() for n in names.split(",")):
+            if m := re.fullmatch(r"(%?[\w$]+)<(\d+)>", name):
+                self.kernel.registers.update({f"{m.group(1)}{i}": BITS[kind] for i in range(int(m.group(2)))})
+            else:
+                self.kernel.registers[self.own(name)] = BITS[kind]
+
+    def visible(self, m: re.Match[str]) -> str:
+        return self.renamed(m.group())
+
+    def renamed(self, name: str) -> str:
+        for names in reversed(self.scopes):
+            if name in names and name:
+                return names[name]
+        # a label of a scope may be used before it is declared
+        if (
+            len(self.scopes) > 1
+            and re.match(r"[A-Za-z_]\w*$", name)
+            and re.search(rf"\b{name}\s*:", self.text[self.at : self.text.find("}", self.at) + 1])
+        ):
+            return self.own(name)
+        return name
+
+
+def parse(text: str) -> Kernel:
+    """The kernel of a module.
+
+    Raises:
+        PtxError: for what is not understood, with its line.
+    """
+    return _Reader(text).module()
