@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.kernels.triton.ptx.emulator import Emulator, emulating
-from tests.kernels.triton.ptx.executions import Executions, without_assembler
+from tests.kernels.triton.ptx.kernels.executions import Executions, without_assembler
 from tests.kernels.triton.rounding import oracle_rounds_as
 from vidaccel.kernels.triton import configs, launch
 from vidaccel.types import Precision

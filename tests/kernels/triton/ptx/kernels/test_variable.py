@@ -9,5 +9,5 @@ from tests.kernels.triton.interpreter.test_variable import (
     test_more_blocks_than_tokens_and_twelve_heads,
 )
 
-ARCHES = (80, 89, 90)
+ARCHES = (80, 89, 90, 120)
 REPRESENTATIVE = (90,)

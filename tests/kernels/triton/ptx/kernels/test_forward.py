@@ -14,5 +14,5 @@ from tests.kernels.triton.interpreter.test_forward import (
     test_tile_sizes_are_free,
 )
 
-ARCHES = (80, 89, 90)
+ARCHES = (80, 89, 90, 120)
 REPRESENTATIVE = (90,)

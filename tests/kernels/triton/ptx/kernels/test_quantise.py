@@ -16,12 +16,12 @@ from tests.kernels.triton.rounding import rounds_twice
 from vidaccel.kernels.triton.means import block_offsets
 from vidaccel.kernels.triton.quantise import round_rows
 
-ARCHES = (80, 89, 90)
+ARCHES = (80, 89, 90, 120)
 REPRESENTATIVE = (89, 90)
 
 
 @pytest.mark.representative
-@pytest.mark.parametrize("arch", [89, 90])
+@pytest.mark.parametrize("arch", [89, 90, 120])
 def test_just_above_a_tie(arch: int) -> None:
     """What shows a conversion by way of fp16: numbers that are ties there go to the even neighbour."""
     layout = make_layout((1, 4, 8), (1, 4, 8))

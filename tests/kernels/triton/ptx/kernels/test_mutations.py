@@ -11,7 +11,7 @@ import torch
 
 from tests.kernels.helpers import eager, make_layout, random_qkv
 from tests.kernels.triton.ptx.emulator import Emulator, Fault, emulating
-from tests.kernels.triton.ptx.mutations import MUTATIONS, PROGRAMS, Mutation, mutants
+from tests.kernels.triton.ptx.kernels.mutations import MUTATIONS, PROGRAMS, Mutation, mutants
 from vidaccel.blockmask import BlockMask
 from vidaccel.kernels.triton import hopper_launch, launch
 from vidaccel.kernels.triton.configs import Config
