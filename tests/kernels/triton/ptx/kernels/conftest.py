@@ -1,8 +1,9 @@
 """Every test here runs on compiled kernels: their PTX is executed on the CPU, and must be without faults.
 
-A module says with ``ARCHES`` for which architectures its tests are compiled, each test for each of them, and with
-``REPRESENTATIVE`` which of those the marks ``representative`` of its tests count for. Most tests are those of the
-interpreter, imported: one table of cases serves both.
+A module says with ``ARCHES`` for which architectures its tests are compiled, each test for each of them, with
+``REPRESENTATIVE`` which of those the marks ``representative`` of its tests count for, and with ``ONLY_FULL`` for which
+tests they do not, because they take long. Most tests are those of the interpreter, imported: one table of cases serves
+both.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         parameters = dict(item.callspec.params)
         arch = parameters.pop("arch")
-        if arch not in item.module.REPRESENTATIVE:
+        full = item.originalname in getattr(item.module, "ONLY_FULL", ())
+        if full or arch not in item.module.REPRESENTATIVE:
             item.own_markers = [mark for mark in item.own_markers if mark.name != "representative"]
         if arch < 89 and any(map(_has_fp8, parameters.values())):
             without.append(item)

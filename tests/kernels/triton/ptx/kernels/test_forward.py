@@ -16,3 +16,4 @@ from tests.kernels.triton.interpreter.test_forward import (
 
 ARCHES = (80, 89, 90, 120)
 REPRESENTATIVE = (90,)
+ONLY_FULL = ("test_one_mask_for_all_heads", "test_long_blocks_are_skipped_piece_by_piece")

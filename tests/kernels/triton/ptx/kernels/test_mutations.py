@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -51,8 +52,12 @@ class Execution:
     ptx: str
 
 
-def execute(name: str, edit: Callable[[str], str]) -> Execution:
-    """One run of a program of :data:`KERNELS`; raises a fault that is not advice."""
+def execute(name: str, edit: Callable[[str], str], **schedule: Any) -> Execution:
+    """One run of a program of :data:`KERNELS`; raises a fault that is not advice.
+
+    Args:
+        schedule: ``asynchronous``, ``schedule`` and ``seed`` of the emulator.
+    """
     arch, precision, config = KERNELS[name]
     rows = (config or hopper_launch.CONFIG).block_m
     torch.manual_seed(0)
@@ -67,7 +72,7 @@ def execute(name: str, edit: Callable[[str], str]) -> Execution:
 
     # in Gluon fences are written by hand; those that Triton leaves out are its own affair
     proxies = "error" if config is None else "advice"
-    emulator = Emulator(arch=arch, edit=edited, proxies=proxies, only=lambda x, y, z: x == 0)
+    emulator = Emulator(arch=arch, edit=edited, proxies=proxies, only=lambda x, y, z: x == 0, **schedule)
     with emulating(emulator):
         if config is None:
             out, lse = torch.empty_like(q), torch.empty(1, 1, layout.tokens)

@@ -12,3 +12,4 @@ from tests.kernels.triton.interpreter.test_partial import (
 
 ARCHES = (80, 89, 90, 120)
 REPRESENTATIVE = (90,)
+ONLY_FULL = ("test_a_rule_for_each_head",)

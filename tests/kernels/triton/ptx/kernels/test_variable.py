@@ -11,3 +11,4 @@ from tests.kernels.triton.interpreter.test_variable import (
 
 ARCHES = (80, 89, 90, 120)
 REPRESENTATIVE = (90,)
+ONLY_FULL = ("test_blocks_longer_and_shorter_than_a_piece",)
