@@ -1,8 +1,9 @@
 """Every test here runs on compiled kernels: their PTX is executed on the CPU, and must be without faults.
 
-A module says with ``ARCHES`` for which architectures its tests are compiled, each test for each of them, and with
-``REPRESENTATIVE`` which of those the marks ``representative`` of its tests count for. Most tests are those of the
-interpreter, imported: one table of cases serves both.
+A module says with ``ARCHES`` for which architectures its tests are compiled, each test for each of them, with
+``REPRESENTATIVE`` which of those the marks ``representative`` of its tests count for, and with ``ONLY_FULL`` for which
+tests they do not, because they take long. Most tests are those of the interpreter, imported: one table of cases serves
+both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 from tests.kernels.triton.ptx.emulator import Emulator, emulating
-from tests.kernels.triton.ptx.executions import Executions, without_assembler
+from tests.kernels.triton.ptx.kernels.executions import Executions, without_assembler
+from tests.kernels.triton.rounding import oracle_rounds_as
 from vidaccel.kernels.triton import configs, launch
 from vidaccel.types import Precision
 
@@ -41,7 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         parameters = dict(item.callspec.params)
         arch = parameters.pop("arch")
-        if arch not in item.module.REPRESENTATIVE:
+        full = item.originalname in getattr(item.module, "ONLY_FULL", ())
+        if full or arch not in item.module.REPRESENTATIVE:
             item.own_markers = [mark for mark in item.own_markers if mark.name != "representative"]
         if arch < 89 and any(map(_has_fp8, parameters.values())):
             without.append(item)
@@ -65,6 +68,7 @@ def _compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def emulator(arch: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """All launches of a test, on ``arch``; no fault may be left when the test is over."""
+    oracle_rounds_as(arch, monkeypatch)
     monkeypatch.setattr(configs, "_INTERPRETED", arch)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(launch, "_scratch", lambda size, alignment, stream: torch.empty(size, dtype=torch.int8))
@@ -81,6 +85,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == "executed":
                 EXECUTIONS.add(value)
+            elif name == "mutants":
+                EXECUTIONS.mutants += value
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

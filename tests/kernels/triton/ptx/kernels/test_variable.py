@@ -9,5 +9,6 @@ from tests.kernels.triton.interpreter.test_variable import (
     test_more_blocks_than_tokens_and_twelve_heads,
 )
 
-ARCHES = (80, 89, 90)
+ARCHES = (80, 89, 90, 120)
 REPRESENTATIVE = (90,)
+ONLY_FULL = ("test_blocks_longer_and_shorter_than_a_piece",)

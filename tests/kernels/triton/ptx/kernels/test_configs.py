@@ -22,7 +22,7 @@ REPRESENTATIVE = (80, 89, 90, 120)
 PRECISION = {"int8": PRECISIONS["int8"], "int8-fp8": PRECISIONS["int8-fp8"], "fp8-fp8": PRECISIONS["fp8-tile"]}
 DTYPE = {"native16": torch.bfloat16, "native32": torch.float32}
 #: What sm_100 multiplies with (tcgen05) is not emulated.
-ENTRIES = [entry for entry in table() if entry.arch < 100]
+ENTRIES = [entry for entry in table() if entry.arch != 100]
 
 
 def representative(entry: Entry) -> bool:

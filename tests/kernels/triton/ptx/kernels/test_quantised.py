@@ -9,5 +9,5 @@ from tests.kernels.triton.interpreter.test_quantised import (
     test_tail_costs_no_accuracy,
 )
 
-ARCHES = (80, 89, 90)
+ARCHES = (80, 89, 90, 120)
 REPRESENTATIVE = (90,)

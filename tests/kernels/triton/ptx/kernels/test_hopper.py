@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tests.kernels.triton.ptx.emulator import Emulator
-from vidaccel.kernels import selftest
-from vidaccel.kernels.selftest import CASES, Case
+from vidaccel.kernels.selftest import CASES, Case, examine
 from vidaccel.kernels.triton.hopper_launch import attend_into
 
 ARCHES = (90,)
@@ -23,7 +22,7 @@ SMALL = [
 def passes(case: Case, emulator: Emulator) -> None:
     """Its own verdict is good; and, since its fences are written by hand, each must be where it has to be."""
     emulator.proxies = "error"
-    found = selftest.examine(attend_into, torch.device("cpu"), [case])
+    found = examine(attend_into, torch.device("cpu"), [case])
     assert found.passed, found.reason
 
 

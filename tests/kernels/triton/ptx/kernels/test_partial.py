@@ -10,5 +10,6 @@ from tests.kernels.triton.interpreter.test_partial import (
     test_tile_sizes_are_free,
 )
 
-ARCHES = (80, 89, 90)
+ARCHES = (80, 89, 90, 120)
 REPRESENTATIVE = (90,)
+ONLY_FULL = ("test_a_rule_for_each_head",)

@@ -24,6 +24,7 @@ class Executions:
 
     def __init__(self) -> None:
         self.totals: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0, 0.0])
+        self.mutants = 0
 
     @staticmethod
     def of(emulator: Emulator) -> list[Execution]:
@@ -45,6 +46,8 @@ class Executions:
             for (kernel, arch), (launches, ctas, seconds) in sorted(self.totals.items())
         ]
         whole = sum(seconds for _, _, seconds in self.totals.values())
+        if self.mutants:
+            rows.append(f"{self.mutants} mutants of programs, all noticed")
         return [f"executed as PTX of Triton {triton.__version__}, {whole:.0f} CPU seconds:", *rows] if rows else []
 
 
