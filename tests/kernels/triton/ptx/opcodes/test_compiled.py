@@ -123,7 +123,7 @@ def test_products_of_tiles(arch: int, asynchronous: str, scratch: None) -> None:
 
 @pytest.mark.parametrize("arch", [89, 90, 120])
 def test_float32_to_fp8(arch: int) -> None:
-    """Triton 3.6 rounds twice on sm_89: towards zero to float16, then to nearest. Both ways are executed as they are."""
+    """Triton 3.6 rounds twice on sm_89: towards zero to float16, then to nearest. Each way is executed as it is."""
     x = torch.cat([torch.randn(1000) * 10, torch.tensor([0.0, -0.0, 448.0, 1e-9, 1.0625, 1.1875, 1e-3, 2.0**-9] * 3)])
     # just beside the middle of two numbers of e4m3
     x[:500] = x[:500].to(torch.float8_e4m3fn).float() * (1 + 2.0**-4 + 2.0**-13)
@@ -137,6 +137,19 @@ def test_float32_to_fp8(arch: int) -> None:
     assert not torch.equal(once.view(torch.uint8), twice.view(torch.uint8))
     wanted = twice if "cvt.rz.f16.f32" in texts[0] else once
     assert torch.equal(out.view(torch.uint8), wanted.view(torch.uint8)) and emulator.faults == []
+
+
+def test_fences_that_triton_leaves_out_are_advice_or_errors() -> None:
+    """Before a wgmma of what cp.async has copied, Triton has no fence.proxy.async."""
+    a, b = operands("bf16", 64, 64, 64)
+    found = {}
+    for proxies in ("advice", "error"):
+        out = torch.zeros(64, 64)
+        with emulating(Emulator(90, proxies=proxies)) as emulator:
+            matmul[(1,)](a, b, out, 64, M=64, N=64, BK=64, INTEGER=False, num_warps=4)
+        assert {fault.kind for fault in emulator.faults} == {"proxy"}
+        found[proxies] = emulator.errors
+    assert found["advice"] == [] and len(found["error"]) == len(emulator.faults)
 
 
 def test_a_store_outside_of_a_tensor_is_found() -> None:
