@@ -29,7 +29,7 @@ import torch
 
 from vidaccel.blockmask import BlockMask
 from vidaccel.device import device_info
-from vidaccel.kernels import KernelRequest, select
+from vidaccel.kernels import KernelRequest, select, why_not_table
 from vidaccel.kernels.contract import Kernel
 from vidaccel.kernels.reference import block_sparse_attention as oracle
 from vidaccel.layout import TokenLayout
@@ -131,6 +131,12 @@ def interleaved(calls: list[Callable[[], object]], rounds: int) -> list[list[flo
     return times
 
 
+def _kernels(request: KernelRequest) -> list[Kernel]:
+    """The one that a plan would take, and FlexAttention where it can be compiled."""
+    flex = why_not_table(request)["flex"] is None
+    return [select(request), *([select(request, prefer="flex")] if flex else [])]
+
+
 def measure(dtype: torch.dtype, rounds: int) -> list[Row]:
     """Every density, with and without the tail, in one dtype on the CPU."""
     torch.manual_seed(0)
@@ -139,16 +145,16 @@ def measure(dtype: torch.dtype, rounds: int) -> list[Row]:
     inputs = (q, k, v)
     cases = [Case(random_mask(layout, density), tail) for density in DENSITIES for tail in (False, True)]
     cases = [case for case in cases if not (case.tail and case.mask.is_full())]  # nothing skipped, no tail
-    chosen = [select(KernelRequest.of(q, NATIVE, tail=case.tail)) for case in cases]
-    errors = [checked_error(inputs, layout, case, kernel) for case, kernel in zip(cases, chosen, strict=True)]
+    runs = [(case, kernel) for case in cases for kernel in _kernels(KernelRequest.of(q, NATIVE, tail=case.tail))]
+    errors = [checked_error(inputs, layout, case, kernel) for case, kernel in runs]
 
     def call(kernel: Kernel, case: Case) -> Callable[[], object]:
         return lambda: kernel(*inputs, layout, case.mask, tail=case.tail)
 
-    sparse = [call(kernel, case) for kernel, case in zip(chosen, cases, strict=True)]
+    sparse = [call(kernel, case) for case, kernel in runs]
     dense, *times = interleaved([lambda: dense_attention(inputs), *sparse], rounds)
     rows = []
-    for case, kernel, error, seconds in zip(cases, chosen, errors, times, strict=True):
+    for (case, kernel), error, seconds in zip(runs, errors, times, strict=True):
         speedup = statistics.median(d / s for d, s in zip(dense, seconds, strict=True))
         density = case.mask.density(layout)
         rows.append(
@@ -198,10 +204,13 @@ def main(argv: list[str] | None = None) -> int:
     for dtype in DTYPES:
         measured = measure(dtype, rounds)
         if not rows:
-            print(f"{'dtype':10}{'density':>8}{'tail':>6}{'seconds':>10}{'dense':>9}{'speed-up':>10}{'of ideal':>10}")
+            print(
+                f"{'dtype':10}{'kernel':14}{'density':>8}{'tail':>6}"
+                f"{'seconds':>10}{'dense':>9}{'speed-up':>10}{'of ideal':>10}"
+            )
         for row in measured:
             print(
-                f"{row.dtype:10}{row.density:8.3f}{'yes' if row.tail else 'no':>6}{row.seconds:10.4f}"
+                f"{row.dtype:10}{row.kernel:14}{row.density:8.3f}{'yes' if row.tail else 'no':>6}{row.seconds:10.4f}"
                 f"{row.dense_seconds:9.4f}{row.speedup:9.2f}x{row.fraction_of_ideal:10.2f}"
             )
         sys.stdout.flush()

@@ -49,14 +49,10 @@ def settle_gluon(device: torch.device, seconds: float) -> str:
     """Has the Gluon kernel tested within some time, so that no later call waits longer for it; says what came of it."""
     if not hopper(device):
         return "no Hopper: the Gluon kernel does not run here"
-    from vidaccel.kernels.triton import hopper_launch, selftest
+    from vidaccel.kernels.triton import hopper_launch
 
     index = torch.cuda.current_device() if device.index is None else device.index
-    found, made = selftest.verdict(
-        "hopper",
-        hopper_launch._machine(index),
-        lambda: selftest.in_own_process(hopper_launch.__name__, "self_test", f"cuda:{index}", seconds),
-    )
+    found, made = hopper_launch.examined(index, seconds)
     when = "now" if made else "before"
     return f"the Gluon kernel passed its self-test {when}" if found.passed else f"no Gluon kernel: {found.reason}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,9 +25,11 @@ __all__ = [
     "GpuInfo",
     "cache_dir",
     "cpu_bf16_is_fast",
+    "cpu_name",
     "default_dtype",
     "device_info",
     "find_device",
+    "has_cpp_compiler",
 ]
 
 #: The packages whose versions matter to a run.
@@ -130,7 +133,7 @@ def device_info(environ: Mapping[str, str] | None = None) -> DeviceInfo:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         packages=tuple((name, _version(name)) for name in PACKAGES),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=_cores(),
         memory_gib=main_memory_gib(),
         cpu_bf16=cpu_bf16_is_fast(),
@@ -187,6 +190,12 @@ def cpu_bf16_is_fast() -> bool:
     return not _BF16_FLAGS.isdisjoint(_cpu_fields().get("flags", "").split())
 
 
+@cache
+def has_cpp_compiler() -> bool:
+    """Whether torch finds a C++ compiler, with which it compiles for a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+
+
 def default_dtype(device: str | torch.device) -> torch.dtype:
     """The dtype to load a model in.
 
@@ -241,7 +250,7 @@ def _cpu_fields() -> dict[str, str]:
     return fields
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     return _cpu_fields().get("model name") or platform.processor() or platform.machine() or "unknown"
 
 

@@ -253,7 +253,7 @@ def test_strict_refuses_what_cannot_run_as_planned(
     def nothing_runs(*_: Any, **__: Any) -> None:
         raise KernelError("no kernel at all")
 
-    monkeypatch.setattr("vidaccel.engine.attend.select", nothing_runs)
+    monkeypatch.setattr("vidaccel.engine.choice.select", nothing_runs)
     plan = plan_file(tmp_path / "window.safetensors")
     told = refused("generate", "a cat", "-m", tiny_model, *small, "--plan", plan, "-o", tmp_path / "o.mp4", "--strict")
     assert "cannot run as the plan says: no kernel at all" in told

@@ -10,7 +10,7 @@ import torch
 import vidaccel
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
-from vidaccel.engine import attend as attend_module
+from vidaccel.engine import choice
 from vidaccel.engine.ops import attention
 from vidaccel.errors import PatchError, StrictError
 from vidaccel.kernels import dispatch
@@ -107,7 +107,7 @@ def test_guard_reruns_the_call_dense(monkeypatch: pytest.MonkeyPatch, damage: st
     calls = {"n": 0}
 
     class Broken:
-        name = "broken"
+        name, compiled = "broken", False
 
         def __init__(self, inner: Any) -> None:
             self.inner = inner
@@ -119,7 +119,7 @@ def test_guard_reruns_the_call_dense(monkeypatch: pytest.MonkeyPatch, damage: st
                 out[:, :, 1] = float("nan") if damage == "nan" else 0.0
             return out
 
-    monkeypatch.setattr(attend_module, "select", lambda *a, **k: Broken(real(*a, **k)))
+    monkeypatch.setattr(choice, "select", lambda *a, **k: Broken(real(*a, **k)))
     pipe = CASES[0].make()
     session = vidaccel.patch(pipe, plan(HeadPolicy(WINDOW)))
     found = CASES[0].run(pipe)

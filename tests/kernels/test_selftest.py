@@ -13,9 +13,8 @@ import torch
 
 from vidaccel.blockmask import BlockMask
 from vidaccel.errors import VidaccelWarning
-from vidaccel.kernels import reference
-from vidaccel.kernels.triton import selftest
-from vidaccel.kernels.triton.selftest import CASES, Case, Verdict, examine, in_own_process, verdict
+from vidaccel.kernels import reference, selftest
+from vidaccel.kernels.selftest import CASES, Case, Verdict, examine, in_own_process, verdict
 from vidaccel.layout import TokenLayout
 from vidaccel.types import Precision
 
@@ -137,7 +136,7 @@ def test_a_verdict_is_kept(tmp_path: Path) -> None:
 
     def test() -> Verdict:
         calls.append(1)
-        return Verdict(False, "case 'bf16': too far off", {"bf16": 3.5})
+        return Verdict("wrong", "case 'bf16': too far off", {"bf16": 3.5})
 
     machine = {"device": "some GPU", "triton": "3.6.0"}
     first, fresh = verdict("hopper", machine, test, tmp_path / "cache")
@@ -150,13 +149,15 @@ def test_a_verdict_is_kept(tmp_path: Path) -> None:
     assert len(files) == 2 and not [file for file in files if "partial" in file.name]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"passed": true}', '{"machine": {}, "passed": true, "reason": null}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"outcome": "right"}', '{"machine": {}, "outcome": "right", "reason": null, "errors": {}}']
+)
 def test_a_damaged_file_is_no_verdict(tmp_path: Path, text: str) -> None:
     machine = {"device": "some GPU"}
-    verdict("hopper", machine, lambda: Verdict(True), tmp_path)
+    verdict("hopper", machine, lambda: Verdict("right"), tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_text(text)
-    found, fresh = verdict("hopper", machine, lambda: Verdict(False, "wrong"), tmp_path)
+    found, fresh = verdict("hopper", machine, lambda: Verdict("wrong", "wrong"), tmp_path)
     assert fresh and not found.passed
     assert json.loads(file.read_text())["reason"] == "wrong"
 
@@ -164,7 +165,7 @@ def test_a_damaged_file_is_no_verdict(tmp_path: Path, text: str) -> None:
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.warns(VidaccelWarning, match="was not kept"):
-        found, fresh = verdict("hopper", {}, lambda: Verdict(True), tmp_path / "file" / "cache")
+        found, fresh = verdict("hopper", {}, lambda: Verdict("right"), tmp_path / "file" / "cache")
     assert found.passed and fresh
 
 
@@ -174,7 +175,7 @@ def run(code: str, seconds: float = 60) -> Verdict:
 
 
 def test_in_its_own_process() -> None:
-    passed = Verdict(True, None, {"bf16": 0.5})
+    passed = Verdict("right", None, {"bf16": 0.5})
     assert run(f"print('noise'); print({json.dumps(passed.to_dict())!r})") == passed
 
 
@@ -183,20 +184,44 @@ def test_in_its_own_process() -> None:
     [
         ("raise RuntimeError('an illegal memory access')", "ended with code 1: RuntimeError: an illegal memory access"),
         ("import os; os.abort()", "ended with code -6"),
-        ("print('fine, I think')", "'fine, I think' instead of a verdict"),
-        ("print('{}')", "instead of a verdict"),
-        ("pass", "no message"),
     ],
 )
-def test_an_ending_without_a_verdict_is_a_failure(code: str, text: str) -> None:
+def test_a_crash_is_a_failure(code: str, text: str) -> None:
     found = run(code)
-    assert not found.passed and found.reason is not None and text in found.reason
+    assert found.outcome == "wrong" and found.reason is not None and text in found.reason
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("print('fine, I think')", "'fine, I think' instead of a verdict"),
+        ("print('{}')", "instead of a verdict"),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')", "the GPU's memory is taken"),
+        (
+            "raise RuntimeError('CUDA error: all CUDA-capable devices are busy or unavailable')",
+            "the GPU is another process's alone (exclusive mode)",
+        ),
+        ("raise RuntimeError('No CUDA GPUs are available')", "its process sees no GPU"),
+        ("raise RuntimeError('Failed to find C compiler.')", "no C compiler was found"),
+    ],
+)
+def test_what_says_nothing_about_the_kernel_is_told_apart(tmp_path: Path, code: str, text: str) -> None:
+    found, fresh = verdict("hopper", {}, lambda: run(code), tmp_path)
+    assert found.outcome == "untested" and found.reason is not None and text in found.reason
+    assert fresh and not found.passed and not list(tmp_path.iterdir()), "it is tried again in the next process"
 
 
 def test_a_hang_is_ended() -> None:
-    assert run("import time; time.sleep(60)", seconds=0.5) == Verdict(False, "it did not end within 0.5 seconds")
+    assert run("import time; time.sleep(60)", seconds=0.5) == Verdict("untested", "it did not end within 0.5 seconds")
+
+
+def test_a_process_says_how_far_it_is() -> None:
+    said: list[str] = []
+    code = f"print('one'); print('two'); print({json.dumps(Verdict('right').to_dict())!r})"
+    assert in_own_process("builtins", "exec", code, 60, said.append).passed
+    assert said == ["one", "two"]
 
 
 def test_it_needs_no_triton() -> None:
-    source = Path(str(selftest.__file__)).read_text()
-    assert "import triton" not in source
+    for source in Path(str(selftest.__file__)).parent.glob("*.py"):
+        assert "import triton" not in source.read_text()

@@ -40,7 +40,8 @@ def test_entries_are_sound() -> None:
     assert len(set(seen)) == len(seen)
     for entry in table():
         assert entry.origin in ("gate", "measured")
-        assert entry.config.warp_specialize is False or entry.arch == 90
+        # only Hopper's 128 rows can be split over two consumers
+        assert entry.config.warp_specialize is False or (entry.arch, entry.config.block_m) == (90, 128)
         sizes = (entry.config.block_m, entry.config.block_n, entry.config.warps)
         assert all(size & (size - 1) == 0 for size in sizes)
 

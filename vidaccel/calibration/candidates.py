@@ -22,14 +22,13 @@ from ..configs.codec import policy_from_data, take, tile_from_data
 from ..configs.pattern_spec import CompensationSpec, PatternSpec
 from ..configs.plan import HeadPolicy
 from ..configs.strict_yaml import parse_yaml, read_yaml
-from ..engine.prepare import check_policy
+from ..engine.prepare import check_policy, request_of
 from ..errors import ConfigError, KernelError, did_you_mean
-from ..kernels.contract import KernelRequest
 from ..kernels.dispatch import select
 from ..layout import TokenLayout
 from ..patterns import build_pattern
 from ..patterns.base import StaticPattern
-from ..types import PRECISIONS, TileShape
+from ..types import TileShape
 from .predicted import find_gpu, why_not_on
 
 __all__ = ["CandidateSet", "candidate_names", "load_candidates", "usable"]
@@ -209,10 +208,8 @@ def _ask(layout: TokenLayout, device: str | torch.device, dtype: torch.dtype, he
         return lambda policy: why_not_on(gpu, policy, layout, dtype=dtype, head_dim=head_dim)
 
     def why_not(policy: HeadPolicy) -> str | None:
-        rule, variable = build_compensation(policy.compensation), build_pattern(policy.pattern).variable
-        precision, skip = PRECISIONS[policy.precision], policy.skip > 0
         try:
-            kernel = select(KernelRequest(here.type, dtype, head_dim, precision, rule.tail, rule.lse, skip, variable))
+            kernel = select(request_of(policy, here.type, dtype, head_dim))
         except KernelError as error:
             return str(error)
         if kernel.name == "emulated":

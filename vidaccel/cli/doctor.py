@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import show
+from .selftests import all_right, on_cuda, run_self_tests, show_self_tests
 
 __all__ = ["doctor"]
 
@@ -15,6 +16,13 @@ _HEAD_DIM = 128  # of Wan, HunyuanVideo and most others
 
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    test: Annotated[
+        bool,
+        typer.Option(
+            "--test",
+            help="Run every kernel that can run here against float64 attention; exits with code 1 if one is wrong.",
+        ),
+    ] = False,
 ) -> None:
     """Show the device, versions, and which attention kernels and 8-bit Linears can run here, and why not."""
     import json as codec
@@ -25,9 +33,14 @@ def doctor(
     dtype = default_dtype(info.default_device)
     kernels = _kernels(info.default_device, dtype)
     used = {"device": info.default_device, "dtype": str(dtype).removeprefix("torch."), "head_dim": _HEAD_DIM}
+    found = run_self_tests(info.default_device, dtype) if test else None
     if json:
         linear = _linear(info.default_device)
-        typer.echo(codec.dumps({**info.to_dict(), "default": used, "kernels": kernels, "linear": linear}, indent=2))
+        told = {**info.to_dict(), "default": used, "kernels": kernels, "linear": linear}
+        if found is not None:
+            told.update(self_tests=found, self_tests_on_cuda=on_cuda())
+        typer.echo(codec.dumps(told, indent=2))
+        _end(found)
         return
     from rich.table import Table
 
@@ -61,6 +74,15 @@ def doctor(
     for precision, reason in _linear(info.default_device).items():
         linears.add_row(precision, "yes" if reason is None else f"no: {reason}")
     show(linears)
+    if found is not None:
+        show_self_tests(found, info.default_device, dtype)
+    _end(found)
+
+
+def _end(found: list[dict[str, Any]] | None) -> None:
+    """Code 1 if a kernel is not right here."""
+    if found is not None and not all_right(found):
+        raise typer.Exit(1)
 
 
 def _linear(device: str) -> dict[str, str | None]:

@@ -8,26 +8,21 @@ Every way out of the sparse path leaves its reason in the statistics.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 from ..configs.plan import BRANCHES
-from ..errors import KernelError, VidaccelWarning
-from ..kernels.contract import Kernel, KernelRequest
-from ..kernels.dispatch import select
+from ..errors import VidaccelWarning
+from ..kernels.failures import in_words, is_passing, told_to
 from ..patterns.dynamic import Heads
-from ..types import PRECISIONS, Precision
+from .choice import ChosenKernel, NoKernelError
 from .guard import bounded, check_heads, is_bounded, what_is_wrong
 from .prepare import HeadGroup, HeadShare
 from .run import run_heads
 from .sequence import Part, Sequence
 from .site import AttentionSite, LayerCall, Observer, over_all_tokens
-
-if TYPE_CHECKING:
-    from .session import Session
 
 __all__ = ["attend", "passed_by"]
 
@@ -49,7 +44,7 @@ class Work:
 
     part: Part
     sequence: Sequence
-    groups: list[tuple[Kernel, HeadGroup]]
+    groups: list[tuple[ChosenKernel, HeadGroup]]
 
 
 def attend(
@@ -80,6 +75,9 @@ def attend(
     if context is None:
         return _outside(site, q, k, v, mask)
     call = LayerCall(site, context, share)
+    if context.grid is not None and not site.session.plan.is_dense:
+        tile = context.layout(q.device).tile_shape
+        site.session.proofs.prove(site.session.plan, q.device, q.dtype, q.shape[-1], tile)
     with site.stats.timer.running(q.device):
         work, reason = _decide(call, q, mask, hidden)
         if reason is not None:
@@ -117,12 +115,34 @@ def _guarded(
 ) -> torch.Tensor:
     """The sparse output, or the dense one where the guard objects."""
     compare = call.watch.is_due(call.site.session.guard)
-    out, density = _sparse(call, work, q, k, v, hidden, compare=compare)
+    result = None
+    try:
+        with told_to(call.site.fell_back):
+            result = _sparse(call, work, q, k, v, hidden, compare=compare)
+    except NoKernelError:
+        pass
+    except (RuntimeError, MemoryError) as error:  # of planning and compensation; kernels have their own way out
+        if not is_passing(error):
+            raise
+        call.site.fell_back(f"planning failed ({in_words(error)})")
+    if result is None:  # not while the error is handled: it keeps the tensors of where it was raised
+        return _without_kernel(call, q, k, v, mask)
+    out, density = result
     wrong = what_is_wrong(out, v, call.first_head)
     if wrong is not None:
         return _after_guard(call, q, k, v, mask, wrong)
     names = "+".join(dict.fromkeys(kernel.name for one in work for kernel, _ in one.groups))
     call.site.stats.count(names, density, sparse=True)
+    return out
+
+
+def _without_kernel(
+    call: LayerCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The dense output of a call that could not be computed sparse; the reason is counted already."""
+    call.context.run.forget(call.site)  # pattern and compensation may have remembered half a call
+    out = call.run_dense(q, k, v, mask)
+    call.site.stats.count("dense", 1.0, sparse=False)
     return out
 
 
@@ -190,11 +210,13 @@ def _decide(
             return [], sequence
         one = Work(part, sequence, [])
         for group in session.groups(policy, heads, sequence.layout(q.device), call.share):
-            kernel, group, reason = _kernel(session, group, q)
-            if reason is not None:
-                reasons[reason] = None
-            if kernel is None:
-                return [], reason
+            request = group.request(q)
+            choice = session.kernels.of(request, context.run)
+            if choice.reason is not None:
+                reasons[choice.reason] = None
+            if choice.kernel is None:
+                return [], choice.reason
+            kernel = ChosenKernel(session.kernels, request, context.run, call.site.fell_back)
             one.groups.append((kernel, group))
         if not one.groups:  # this policy keeps everything
             return [], excluded
@@ -210,27 +232,6 @@ def _wants_a_branch(call: LayerCall) -> bool:
     return any(rule.branch is not None for rule in plan.rules) and any(
         not plan.lookup(moment.noise_level, site.transformer.name, site.layer, branch).is_dense for branch in BRANCHES
     )
-
-
-def _kernel(session: Session, group: HeadGroup, q: torch.Tensor) -> tuple[Kernel | None, HeadGroup, str | None]:
-    """The kernel for a group; in the model's own dtype where this device lacks the precision, with the reason."""
-    request = group.request(q)
-    if request not in session.kernels:
-        session.kernels[request] = _choose(request, session.kernel)
-    kernel, precision, reason = session.kernels[request]
-    return kernel, group if precision == group.precision else replace(group, precision=precision), reason
-
-
-def _choose(request: KernelRequest, prefer: str | None) -> tuple[Kernel | None, Precision, str | None]:
-    try:
-        return select(request, prefer=prefer), request.precision, None
-    except KernelError as error:
-        native = PRECISIONS["native"]
-        if not request.precision.quantised:
-            return None, native, str(error)
-        kernel, _, worse = _choose(replace(request, precision=native), prefer)
-        lacking = f"precision {request.precision.name} ran in the model's own dtype: {error}"
-        return kernel, native, worse or lacking
 
 
 def _sparse(

@@ -21,7 +21,16 @@ from ..patterns.dynamic import DynamicPattern, Heads
 from ..patterns.registry import build_pattern, build_static, pattern_class
 from ..types import PRECISIONS, Precision
 
-__all__ = ["HeadGroup", "HeadShare", "check_plan", "check_policy", "is_stateful", "needs_curvature", "prepare"]
+__all__ = [
+    "HeadGroup",
+    "HeadShare",
+    "check_plan",
+    "check_policy",
+    "is_stateful",
+    "needs_curvature",
+    "prepare",
+    "request_of",
+]
 
 _DROPPED = build_compensation(CompensationSpec("none"))
 
@@ -65,6 +74,19 @@ class HeadGroup:
     def of(self, heads: Heads) -> Heads:
         """The group's heads of all of a layer."""
         return heads if self.heads is None else heads.only(self.heads, self.members)
+
+
+def request_of(policy: HeadPolicy, device: str, dtype: torch.dtype, head_dim: int) -> KernelRequest:
+    """What a kernel must be able to do to run heads of ``head_dim`` channels by a policy.
+
+    Args:
+        device: its type.
+    """
+    rule, pattern = build_compensation(policy.compensation), build_pattern(policy.pattern)
+    variable = isinstance(pattern, DynamicPattern) and pattern.variable
+    return KernelRequest(
+        device, dtype, head_dim, PRECISIONS[policy.precision], rule.tail, rule.lse, policy.skip > 0, variable
+    )
 
 
 @dataclass(frozen=True)

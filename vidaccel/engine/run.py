@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,15 +12,20 @@ import torch
 
 from ..blockmask import BlockMask
 from ..compensation import Call
-from ..kernels.contract import Kernel, Skips
+from ..kernels.contract import AttentionResult, Skips
 from ..patterns.dynamic import Heads
 from ..variablemask import VariableBlockMask
 from .prepare import HeadGroup
 
 __all__ = ["run_heads"]
 
+#: A kernel, or what stands for one: called as :class:`..kernels.contract.Kernel` is.
+RunsAttention = Callable[..., AttentionResult]
 
-def run_heads(kernel: Kernel, group: HeadGroup, heads: Heads, memory: dict[str, Any]) -> tuple[torch.Tensor, float]:
+
+def run_heads(
+    kernel: RunsAttention, group: HeadGroup, heads: Heads, memory: dict[str, Any]
+) -> tuple[torch.Tensor, float]:
     """Attention of a group's heads as its policy says.
 
     Args:
@@ -52,7 +58,7 @@ def run_heads(kernel: Kernel, group: HeadGroup, heads: Heads, memory: dict[str, 
 
 
 def _run(
-    kernel: Kernel,
+    kernel: RunsAttention,
     group: HeadGroup,
     heads: Heads,
     skips: Skips | None,

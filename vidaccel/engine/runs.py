@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .curvature import OutputCurvature
 
 if TYPE_CHECKING:
+    from ..kernels.contract import KernelRequest
     from .guard import HeadWatch
     from .pipeline_call import PipelineCall
     from .site import AttentionSite
@@ -63,6 +64,8 @@ class DenoisingRun:
         self._book = book
         #: What the guard found in each layer; all chunks share it.
         self.head_watches: dict[AttentionSite, HeadWatch] = {}
+        #: For each request of a kernel, those that ran out of memory, and how a report says it.
+        self.kernel_failures: dict[KernelRequest, dict[str, str]] = {}
         self._schedule: object = None
         self._begin()
 

@@ -16,14 +16,15 @@ from torch import nn
 
 from ..configs.plan import LayerPolicy, Plan
 from ..errors import PlanMismatchError, VidaccelWarning
-from ..kernels.contract import Kernel, KernelRequest
 from ..layout import TokenLayout
-from ..types import Precision, TileShape, VideoGrid
+from ..types import TileShape, VideoGrid
 from .attachment import Attachment, NotPickled, attachment_of
+from .choice import KernelChoices
 from .context import ForwardContext, PatchedTransformer
 from .guard import Guard
 from .pipeline_call import PipelineCall, check_idle, pipeline_call
 from .prepare import HeadGroup, HeadShare, is_stateful, prepare
+from .proof import Proofs
 from .runs import DenoisingRun, Moment, RunBook
 from .site import AttentionSite, DenseAttention, Observer
 from .stats import LayerStats, Report
@@ -71,7 +72,8 @@ class Session(NotPickled):
         self.not_patched: list[dict[str, str]] = []
         #: What became of Linears that the plan wants in 8 bits, see :class:`Report`.
         self.linear: list[dict[str, Any]] = []
-        self.kernels: dict[KernelRequest, tuple[Kernel | None, Precision, str | None]] = {}
+        self.kernels = KernelChoices(kernel)
+        self.proofs = Proofs(self.kernels)
         self.runs = RunBook()
         self._pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
         self._names: list[str] = []

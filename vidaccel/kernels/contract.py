@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -94,6 +94,10 @@ class KernelRequest:
         """The request that a call with this q [B,S,H,D] makes."""
         return KernelRequest(q.device.type, q.dtype, q.shape[-1], precision, tail, return_lse, skip, variable)
 
+    def with_precision(self, precision: Precision) -> KernelRequest:
+        """The same in another precision."""
+        return replace(self, precision=precision)
+
 
 @runtime_checkable
 class Kernel(Protocol):
@@ -113,6 +117,13 @@ class Kernel(Protocol):
     @property
     def name(self) -> str:
         """How plans, reports and the ``kernel=`` argument call it."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether its program is made on the machine that it runs on, so that no test elsewhere proves it."""
+
+    def identity(self) -> str:
+        """Changes whenever its results might: the digest of its source, and the versions of what compiles it."""
 
     def why_not(self, request: KernelRequest) -> str | None:
         """Why the kernel cannot run this request, or ``None`` if it can."""

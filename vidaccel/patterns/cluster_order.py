@@ -12,6 +12,7 @@ from ..errors import LayoutError
 from ..kernels import kmeans
 from ..kernels import triton as triton_kernels
 from ..kernels.contract import KernelRequest
+from ..kernels.failures import or_else
 from ..layout import TokenLayout
 from ..types import PRECISIONS
 from .dynamic import DynamicPattern, HeadOrder, Heads
@@ -126,7 +127,8 @@ def fastest(x: torch.Tensor) -> tuple[_Cluster, kmeans.Means]:
         return kmeans.cluster, kmeans.means
     from ..kernels.triton.kmeans import cluster, means
 
-    return cluster, means
+    key = (x.device, x.dtype, x.shape[-1])
+    return or_else("k-means", key, cluster, kmeans.cluster), or_else("means", key, means, kmeans.means)
 
 
 def _as_numbered(found: kmeans.Clusters) -> tuple[Sorted, torch.Tensor]:

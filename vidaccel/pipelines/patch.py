@@ -160,7 +160,19 @@ def patch(
         raise
     for note in (*unused, *notes):
         session.say_once(note)
+    _prove(session, device, [model for _, model, _ in found])
     return session
+
+
+def _prove(session: Session, device: torch.device, models: Sequence[nn.Module]) -> None:
+    """Tests the kernels now where it is known what they get; otherwise the first attention call does."""
+    if session.plan.tile is None:
+        return
+    for model in models:
+        head_dim = getattr(getattr(model, "config", None), "attention_head_dim", None)
+        dtype = getattr(model, "dtype", None)
+        if isinstance(head_dim, int) and isinstance(dtype, torch.dtype):
+            session.proofs.prove(session.plan, device, dtype, head_dim, session.plan.tile)
 
 
 def unpatch(pipe: Any) -> None:

@@ -1,7 +1,7 @@
 """These tests run only where they are asked for (``make test-kernels``), each folder in a process of its own.
 
-``interpreter/`` needs TRITON_INTERPRET=1 from before Triton's first import, ``gate/`` needs it unset; both need a
-Triton, which the ordinary environment has not. In the wrong place they fail instead of being skipped.
+``interpreter/`` needs TRITON_INTERPRET=1 from before Triton's first import, ``gate/`` and ``ptx/`` need it unset; all
+need a Triton, which the ordinary environment has not. In the wrong place they fail instead of being skipped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         wrong = "its folders need processes of their own"
     elif "interpreter" in folders and not INTERPRETED:
         wrong = "TRITON_INTERPRET is not 1"
-    elif "gate" in folders and INTERPRETED:
+    elif folders & {"gate", "ptx"} and INTERPRETED:
         wrong = "TRITON_INTERPRET is 1"
     if wrong:
         raise pytest.UsageError(

@@ -9,10 +9,10 @@ One program owns one piece of a query block of one head and walks its list of ke
     out, lse = acc / total, log total
 
 All tiles are read and written through tensor descriptors: on Hopper and later they are TMA copies, elsewhere the
-compiler turns them into pipelined loads. The descriptors of Q and of the output cover exactly the rows of the
-program's own piece, so that short pieces at ragged edges neither read nor write their neighbours. Inside the loop
-everything else is a scalar load: with anything more, Triton 3.6 and 3.9 cannot specialise warps. Float32 inputs are
-multiplied as three tf32 products, which keeps float32's precision on tensor cores.
+compiler turns them into pipelined loads. The descriptors of Q and of the output end with the last row of the program's
+own piece, so that short pieces at ragged edges neither read nor write what follows them. Inside the loop everything
+else is a scalar load: with anything more, Triton 3.6 and 3.9 cannot specialise warps. Float32 inputs are multiplied as
+three tf32 products, which keeps float32's precision on tensor cores.
 
 Key pieces that a rule over tokens cuts take a branch (:mod:`.ruletables`), in which vectors are loaded, so such calls
 run without specialised warps. All other pieces of the list pay for nothing but a comparison.
@@ -122,8 +122,10 @@ def block_sparse_forward(
     rows = tl.load(q_len + piece)
     block = tl.load(q_block + piece)
 
-    q_base = q + b * q_batch + h * q_head + first.to(tl.int64) * q_row
-    q_tile = tl.make_tensor_descriptor(q_base, [rows, D], [q_row, 1], [BLOCK_M, BLOCK_D])
+    # At the head's base and not at the piece's: where Triton 3.6 and 3.9 specialise warps, they give the second
+    # consumer its half of the rows by adding to the row coordinate's value, and a column that is the same value moves
+    # with it. In [0, 0] both are one value, [first, 0] are two. The gate looks (coordinates.py).
+    q_tile = tl.make_tensor_descriptor(q + b * q_batch + h * q_head, [first + rows, D], [q_row, 1], [BLOCK_M, BLOCK_D])
     k_tile = tl.make_tensor_descriptor(k + b * k_batch + h * k_head, [keys, D], [k_row, 1], [BLOCK_N, BLOCK_D])
     v_base = v + b * v_batch + h * v_head
     if PV_FP8:  # the tensor cores want fp8 V with the keys contiguous
@@ -153,7 +155,7 @@ def block_sparse_forward(
     lists = b * list_batch + h * list_head + piece
     kv = kv_index + lists * list_length
     k_scales = k_scale + head.to(tl.int64) * keys
-    queries = q_tile.load([0, 0])
+    queries = q_tile.load([first, 0])
     for i in tl.range(0, tl.load(kv_num + lists), warp_specialize=WARP_SPECIALIZE):
         kv_piece = tl.load(kv + i)
         if RULE:
@@ -214,9 +216,9 @@ def block_sparse_forward(
         acc = acc * (scale / _P_RANGE)[None, :]
         if V_MEAN:
             acc = acc + tl.load(v_mean + head.to(tl.int64) * D + channel, mask=channel < D, other=0.0)[None, :]
-    out_base = out + b * out_batch + h * out_head + first.to(tl.int64) * out_row
-    out_tile = tl.make_tensor_descriptor(out_base, [rows, D], [out_row, 1], [BLOCK_M, BLOCK_D])
-    out_tile.store([0, 0], acc.to(out.dtype.element_ty))
+    out_base = out + b * out_batch + h * out_head
+    out_tile = tl.make_tensor_descriptor(out_base, [first + rows, D], [out_row, 1], [BLOCK_M, BLOCK_D])
+    out_tile.store([first, 0], acc.to(out.dtype.element_ty))
     if LSE:
         tl.store(lse + head.to(tl.int64) * tokens + first + row, log_sum_exp(top, total), mask=row < rows)
     if SKIP:

@@ -29,6 +29,7 @@ from triton.backends.driver import DriverBase
 from triton.errors import TritonError
 
 from ...errors import KernelError
+from .coordinates import TileCopy, tile_copies
 from .disassembly import ANY_PRODUCT, amdgcn, argument_stores, loops_of, sass
 
 __all__ = ["SHARED_MEMORY", "MachineCode", "compile_for", "problems"]
@@ -110,6 +111,7 @@ class MachineCode:
         main_loop: that of ``loops`` with the most products; an inner one, not those around it.
         argument_stores: stores to local memory that only pass an argument to a call.
         warp_specialised: whether warps have different code.
+        copies: where the copy engine's tiles begin.
     """
 
     kernel: str
@@ -126,6 +128,7 @@ class MachineCode:
     main_loop: Mapping[str, int]
     argument_stores: int
     warp_specialised: bool
+    copies: tuple[TileCopy, ...] = ()
 
     def count(self, pattern: str, within: Mapping[str, int] | None = None) -> int:
         """How many instructions match a pattern at their beginning, in the kernel or ``within`` one of its loops."""
@@ -180,6 +183,7 @@ def problems(
     products: Sequence[str] = (),
     warp_specialised: bool = False,
     tma: bool = False,
+    whole_rows: Sequence[str] = (),
 ) -> list[str]:
     """What is wrong with the machine code, a sentence each; empty if nothing.
 
@@ -187,6 +191,8 @@ def problems(
         products: operand formats that the tensor cores must multiply: ``bf16``, ``fp16``, ``tf32``, ``int8``, ``fp8``.
         warp_specialised: whether warp specialisation was asked for.
         tma: whether tiles must be loaded by the copy engine.
+        whole_rows: tiles that span all columns and are copied by the copy engine, so in column 0; the names of their
+            descriptors in the source.
     """
     cores = _TENSOR_CORES[code.arch]
     found = []
@@ -218,6 +224,14 @@ def problems(
         found.append("warp specialisation was asked for and is not there")
     if tma and not code.tma_loads:
         found.append("no tile is loaded by the copy engine")
+    if code.warp_specialised:
+        # see coordinates.py: where both are one value, specialisation moves the columns with the rows
+        found += [f"{copy}: row and column are one value" for copy in code.copies if copy.at[-2:-1] == copy.at[-1:]]
+    for tile in whole_rows:
+        copies = [copy for copy in code.copies if copy.tile == tile]
+        found += [f"{copy}, which is not column 0" for copy in copies if copy.at[-1] != 0]
+        if not copies:
+            found.append(f"the copy engine copies no {tile}")
     return found
 
 
@@ -316,6 +330,7 @@ def _read_nvidia(arch: int | str, compiled: Any, log: str) -> MachineCode:
         argument_stores=argument_stores(code),
         # sm_120 has the partitions, but no instruction to move registers between them
         warp_specialised=partitioned and (moves_registers or _TENSOR_CORES[arch] == "mma"),
+        copies=tile_copies(compiled.asm["ttgir"]),
     )
 
 

@@ -1,20 +1,18 @@
 """When the Hopper kernel runs instead of the one for every device, and how.
 
 It cannot be proven on a CPU: Triton's interpreter does not run Gluon. So it is chosen only on a device where its
-self-test (:mod:`.selftest`) has passed, which happens in a process of its own when it is first wanted there. Until then
-and wherever it fails, :mod:`.forward` computes the same, and a warning says why.
+self-test (:mod:`..selftest`) has passed, which happens in a process of its own when it is first wanted there. Until
+then and wherever it fails, :mod:`.forward` computes the same, and a warning says why.
 
 Importing this needs no Gluon; the kernel is imported once the device is a Hopper.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
-from functools import cache
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +22,9 @@ from ...blockmask import BlockMask
 from ...errors import VidaccelWarning
 from ...layout import TokenLayout
 from ...types import PRECISIONS, Precision
-from ...version import __version__
+from .. import selftest
 from ..contract import Skips
-from . import selftest
+from ..selftest.machine import machine, source_digest
 from .configs import Config
 from .preparation import Prepared, append_means, prepare
 from .worklist import WorkList, worklist
@@ -205,7 +203,7 @@ def attend_into(
 
 def self_test(device: str) -> None:
     """Examines the kernel on a device and prints the verdict as JSON; what the process of its own runs."""
-    found = selftest.examine(attend_into, torch.device(device), _cases())
+    found = selftest.examine(attend_into, torch.device(device), _cases(), lambda case: print(case, flush=True))
     print(json.dumps(found.to_dict()))
 
 
@@ -221,17 +219,32 @@ def _cases() -> list[selftest.Case]:
 _FAILURES: dict[int, str | None] = {}
 
 
+def examined(index: int, seconds: float = selftest.PATIENCE) -> tuple[selftest.Verdict, bool]:
+    """The verdict on the kernel on a device, and whether it is fresh.
+
+    Args:
+        index: of the CUDA device.
+        seconds: after which a test that runs is ended.
+    """
+    told = {**machine(torch.device("cuda", index)), "triton": triton.__version__, "kernel": source_digest()}
+
+    def test() -> selftest.Verdict:
+        selftest.on_screen("the Hopper kernel first, in a process of its own ", "")
+        dot = partial(selftest.on_screen, ".", "")
+        made = selftest.in_own_process(__name__, "self_test", f"cuda:{index}", seconds, lambda case: dot())
+        selftest.on_screen(f" {made}; ", "")
+        return made
+
+    return selftest.verdict("hopper", told, test)
+
+
 def _failure(index: int) -> str | None:
     """Why the kernel must not run on a device; said aloud once if its self-test failed."""
     if index not in _FAILURES:
         if torch.cuda.is_current_stream_capturing():
             return "it is not tested yet on this device, and a graph is being captured; run once before capturing"
-        found, _ = selftest.verdict(
-            "hopper",
-            _machine(index),
-            lambda: selftest.in_own_process(__name__, "self_test", f"cuda:{index}"),
-        )
-        _FAILURES[index] = None if found.passed else f"its self-test failed on this device: {found.reason}"
+        found, _ = examined(index)
+        _FAILURES[index] = None if found.passed else f"its self-test on this device: {found}"
         if not found.passed:
             message = (
                 f"the Hopper kernel is not used on cuda:{index}, the Triton kernel for every device runs instead:"
@@ -239,26 +252,3 @@ def _failure(index: int) -> str | None:
             )
             warnings.warn(message, VidaccelWarning, stacklevel=2)
     return _FAILURES[index]
-
-
-def _machine(index: int) -> dict[str, str]:
-    """All that a verdict depends on."""
-    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")
-    return {
-        "device": torch.cuda.get_device_name(index),
-        "capability": ".".join(map(str, torch.cuda.get_device_capability(index))),
-        "driver": str(driver()),
-        "cuda": str(torch.version.cuda),
-        "torch": str(torch.__version__),
-        "triton": triton.__version__,
-        "vidaccel": __version__,
-        "source": _source(),
-    }
-
-
-@cache
-def _source() -> str:
-    """Digest of what the kernel's results depend on in this package."""
-    folder = Path(__file__).parent
-    names = ("hopper.py", "hopper_steps.py", "hopper_launch.py", "selftest.py", "worklist.py")
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()[:16]

@@ -11,7 +11,8 @@ and on request writes the means of x - mean, which stand for the block in the po
 ``quantise_values``, for v: a scale for each channel, known beforehand; transposed, because fp8 tensor cores want keys
 contiguous, with each block at a multiple of 16 columns and zeros between blocks (:func:`.worklist.aligned_offsets`).
 
-Divisions are IEEE's, so results equal the oracle's to the last bit wherever means and scales do.
+Divisions are IEEE's, so results equal the oracle's to the last bit wherever means and scales do. The exception is fp8
+on sm_89 by Triton 3.6, which rounds float32 twice, by way of fp16: one value in 256 is the neighbour's.
 """
 
 from __future__ import annotations

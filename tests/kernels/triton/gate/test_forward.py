@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import triton
 
 from tests.kernels.triton.gate.forward_code import check_counts, compiled
+from tests.kernels.triton.moved_columns import moved_columns
+from vidaccel.kernels.triton import counting
 from vidaccel.kernels.triton.configs import Config, Entry, choose, for_skipping, table
 from vidaccel.kernels.triton.counting import FORMATS
 from vidaccel.kernels.triton.gate import MachineCode, problems
@@ -20,7 +23,8 @@ from vidaccel.kernels.triton.gate import MachineCode, problems
 def findings(code: MachineCode, kind: str, config: Config) -> list[str]:
     """What is wrong with it; nothing where Triton knows no better instruction for int8."""
     products = [name for name in dict.fromkeys(FORMATS[kind]) if (code.arch, name) != (100, "int8")]
-    found = problems(code, products=products, warp_specialised=config.warp_specialize)
+    whole_rows = ("q_tile", "out_tile") if config.warp_specialize else ()
+    found = problems(code, products=products, warp_specialised=config.warp_specialize, whole_rows=whole_rows)
     if code.arch == 100 and "int8" in FORMATS[kind]:
         found = [text for text in found if "generation before" not in text]
     return found
@@ -139,3 +143,19 @@ def test_eight_warps_are_not_specialised() -> None:
 
 def test_sixteen_rows_miss_the_warpgroup_products() -> None:
     wrong(Config(16, 64, 4, 2), "no bf16 product on the tensor cores")
+
+
+@pytest.mark.representative
+def test_columns_that_move_with_the_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Machine code that looks in order, and garbage in the second consumer's rows."""
+    monkeypatch.setattr(counting, "block_sparse_forward", moved_columns(tmp_path))
+    config = choose(90, "native16", 128, 128)
+    found = findings(counting.compile_forward(90, "native16", 128, config), "native16", config)
+    assert {text for text in found if "one value" in text} == {
+        f"{tile} at [{at}, {at}]: row and column are one value"
+        for tile in ("q_tile is loaded", "out_tile is stored")
+        for at in (0, 64)
+    }
+    assert [text for text in found if "column 0" in text] == [
+        f"{tile} at [64, 64], which is not column 0" for tile in ("q_tile is loaded", "out_tile is stored")
+    ]

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from vidaccel.errors import KernelError
+from vidaccel.kernels.triton.coordinates import TileCopy, tile_copies
 from vidaccel.kernels.triton.disassembly import argument_stores, loops_of, sass
 from vidaccel.kernels.triton.gate import MachineCode, compile_for, problems
 
@@ -136,3 +137,31 @@ def test_loops_are_found_by_what_reaches_what() -> None:
 
 def test_arguments_of_a_call_are_not_spills() -> None:
     assert argument_stores(sass(SASS)) == 1, "the store after the call is one"
+
+
+@pytest.mark.representative
+def test_where_tile_copies_begin(hopper: MachineCode) -> None:
+    """Constants by their value, in each partition its own; everything else by its name."""
+    assert {copy.tile for copy in hopper.copies} == {"keys", "values"} and not any(copy.store for copy in hopper.copies)
+    assert all(copy.at[1 if copy.tile == "keys" else 0] == 0 for copy in hopper.copies)
+    text = """
+      %c0_i32 = arith.constant {async_task_id = array<i32: 0>} 0 : i32
+      ttng.async_tma_copy_global_to_local %q_tile_17[%first, %c0_i32] %66, %65, %true
+      %c0_i32 = arith.constant 64 : i32
+      ttng.async_tma_copy_local_to_global %out_tile[%c0_i32, %c0_i32] %70
+    """
+    assert tile_copies(text) == (TileCopy("q_tile", False, ("%first", 0)), TileCopy("out_tile", True, (64, 64)))
+
+
+@pytest.mark.representative
+def test_a_tile_that_is_not_whole(hopper: MachineCode) -> None:
+    copies = (TileCopy("keys", False, ("%start", 64)), TileCopy("keys", False, ("%start", "%start")))
+    moved = replace(hopper, warp_specialised=True, copies=copies)
+    assert problems(moved, whole_rows=["keys", "other"]) == [
+        "keys is loaded at [%start, %start]: row and column are one value",
+        "keys is loaded at [%start, 64], which is not column 0",
+        "keys is loaded at [%start, %start], which is not column 0",
+        "the copy engine copies no other",
+    ]
+    # without specialised warps nothing moves a coordinate
+    assert problems(replace(moved, warp_specialised=False)) == []

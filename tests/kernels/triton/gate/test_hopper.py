@@ -14,8 +14,9 @@ import torch
 import triton
 
 from tests.kernels.helpers import make_layout, random_mask
+from vidaccel.kernels import selftest
 from vidaccel.kernels.quantise import FP8_MAX
-from vidaccel.kernels.triton import hopper_launch, selftest
+from vidaccel.kernels.triton import hopper_launch
 from vidaccel.kernels.triton.gate import MachineCode, compile_for, problems
 from vidaccel.kernels.triton.hopper import block_sparse_forward_hopper
 from vidaccel.kernels.triton.hopper_launch import CONFIG, launch_arguments, unsupported
@@ -184,10 +185,12 @@ def test_the_verdict_decides_and_is_said_once(monkeypatch: pytest.MonkeyPatch, p
 
     def verdict(name: str, machine: Any, test: Any) -> tuple[selftest.Verdict, bool]:
         asked.append(name)
-        return selftest.Verdict(passed, None if passed else "case 'bf16 ragged': too far off"), True
+        return selftest.Verdict(
+            "right" if passed else "wrong", None if passed else "case 'bf16 ragged': too far off"
+        ), True
 
     monkeypatch.setattr(hopper_launch, "_FAILURES", {})
-    monkeypatch.setattr(hopper_launch, "_machine", lambda index: {})
+    monkeypatch.setattr(hopper_launch, "machine", lambda device: {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(selftest, "verdict", verdict)
     with warnings.catch_warnings(record=True) as said:

@@ -83,6 +83,15 @@ def test_heads_of_different_density_batch_and_text(tail: bool) -> None:
     check(layout, mask, random_qkv(layout, batch=2, heads=3, dim=32), tail=tail)
 
 
+def test_long_text_and_twelve_heads() -> None:
+    """Text of several pieces, the last of them one token; every program finds its own head."""
+    layout = make_layout((1, 4, 4), (1, 4, 4), text=513)
+    check(layout, random_mask(layout, 1, [0.5]), random_qkv(layout, heads=1, dim=64, dtype=torch.bfloat16), tail=True)
+    layout = make_layout((1, 5, 4), (1, 4, 4))
+    densities = [0.0, 0.5, 1.0] * 4
+    check(layout, random_mask(layout, 1, densities), random_qkv(layout, heads=12, dim=32, dtype=torch.bfloat16))
+
+
 @pytest.mark.representative
 def test_one_mask_for_all_heads() -> None:
     layout = make_layout(**RAGGED)

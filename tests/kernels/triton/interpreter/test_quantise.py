@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.kernels.helpers import make_layout
+from tests.kernels.triton.rounding import rounds_twice, units
 from vidaccel.errors import KernelError
 from vidaccel.kernels.triton.means import block_offsets
 from vidaccel.kernels.triton.preparation import (
@@ -45,24 +46,17 @@ def tensors(
     return q, k, v
 
 
-def units(values: torch.Tensor) -> torch.Tensor:
-    """8-bit values as whole numbers whose neighbours differ by 1: int8 itself, float8 by rank."""
-    if values.dtype == torch.int8:
-        return values.int()
-    bits = values.view(torch.uint8).int()
-    return torch.where(bits >= 128, 128 - bits, bits)
-
-
 def assert_same_values(ours: torch.Tensor, theirs: torch.Tensor, exact: bool) -> None:
     """Equal; or where means differ by float32 rounding, off by a unit at ties of the 8-bit grid.
 
     |x| < 8, so means are off by at most 100 roundings of 8, below 1e-4, and 8-bit steps are 2 to 448 a scale: values
-    are within 1e-4 of a tie with a probability around 1e-4 / (8 / 127) < 1/500.
+    are within 1e-4 of a tie with a probability around 1e-4 / (8 / 127) < 1/500. Rounding twice moves one value in 256.
     """
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     off = (units(ours) - units(theirs)).abs()
-    assert off.max() <= (0 if exact else 1)
-    assert off.count_nonzero() <= off.numel() / 500
+    twice = rounds_twice(ours.dtype)
+    assert off.max() <= (0 if exact and not twice else 1)
+    assert off.count_nonzero() <= off.numel() / (64 if twice else 500)
 
 
 def assert_same(ours: Prepared, theirs: Prepared, precision: Precision, layout: TokenLayout) -> None:

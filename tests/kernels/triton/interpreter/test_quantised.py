@@ -72,7 +72,7 @@ def test_tail_costs_no_accuracy(precision: Precision) -> None:
 
 
 @pytest.mark.parametrize("name", ["int8-fp8", "fp8-tile"])
-@pytest.mark.parametrize(("block_m", "block_n"), [(16, 32), (32, 16), (64, 32)])
+@pytest.mark.parametrize(("block_m", "block_n"), [(16, 32), (32, 64), (64, 32)])
 def test_pieces_keep_their_scales(name: str, block_m: int, block_n: int) -> None:
     """Blocks of 64 tokens cut into pieces: scales belong to blocks and groups of 32 rows, not to pieces."""
     layout = make_layout((5, 4, 5), (4, 4, 4))
@@ -85,24 +85,25 @@ def test_pieces_keep_their_scales(name: str, block_m: int, block_n: int) -> None
     assert distance(out, exact) <= 1.2 * distance(rounded, exact)
 
 
-def test_bf16_inputs_with_head_dim_96() -> None:
+@pytest.mark.parametrize("precision", KERNEL_PRECISIONS.values(), ids=lambda p: p.name)
+def test_bf16_inputs_with_head_dim_96(precision: Precision) -> None:
     layout = make_layout(**RAGGED)
     q, k, v = random_qkv(layout, heads=1, dim=96, dtype=torch.bfloat16)
     mask = random_mask(layout, 1, [0.5])
-    for precision in KERNEL_PRECISIONS.values():
-        out = launch(q, k, v, layout, mask, precision=precision, tail=True)
-        assert out.dtype == torch.bfloat16 and out.isfinite().all()
-        exact = reference.block_sparse_attention(q, k, v, layout, mask, tail=True, out_dtype=torch.float64)
-        rounded = reference.block_sparse_attention(q, k, v, layout, mask, tail=True, precision=precision)
-        assert distance(out, exact) <= 1.5 * distance(rounded, exact)
+    out = launch(q, k, v, layout, mask, precision=precision, tail=True)
+    assert out.dtype == torch.bfloat16 and out.isfinite().all()
+    exact = reference.block_sparse_attention(q, k, v, layout, mask, tail=True, out_dtype=torch.float64)
+    rounded = reference.block_sparse_attention(q, k, v, layout, mask, tail=True, precision=precision)
+    assert distance(out, exact) <= 1.5 * distance(rounded, exact)
 
 
-def test_q_smoothing_by_groups_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", [QUANTISED["smooth all"]], ids=lambda p: p.name)
+def test_q_smoothing_by_groups_of_heads(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     """Its term takes memory, so heads may run one after the other; that changes nothing."""
     layout = make_layout((2, 4, 4), (1, 4, 4))
     q, k, v = random_qkv(layout, heads=3, dim=32)
     mask = random_mask(layout, 1, [0.5, 1.0, 0.5])
-    options = {"precision": QUANTISED["smooth all"], "tail": True, "return_lse": True}
+    options = {"precision": precision, "tail": True, "return_lse": True}
     whole = launch(q, k, v, layout, mask, **options)
     monkeypatch.setattr(launch_module, "_MAX_BIAS", 1)
     for one, other in zip(whole, launch(q, k, v, layout, mask, **options), strict=True):

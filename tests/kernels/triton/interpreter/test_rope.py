@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.kernels.helpers import make_layout
+from tests.kernels.triton.rounding import rounds_twice, units
 from vidaccel.errors import KernelError
 from vidaccel.kernels.quantise import quantise, row_groups
 from vidaccel.kernels.triton.rope import gather, rotate_and_gather, rotate_and_quantise, rotate_with_means
@@ -154,6 +155,7 @@ def test_means_from_the_same_pass(norm: str) -> None:
 
 
 @pytest.mark.representative
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize(
     ("number_format", "granularity", "tile", "style"),
     [
@@ -162,18 +164,29 @@ def test_means_from_the_same_pass(norm: str) -> None:
         ("int8", "block", (3, 5, 6), "interleaved"),
     ],
 )
-def test_rounded_to_eight_bits(number_format: str, granularity: str, tile: tuple[int, int, int], style: str) -> None:
-    """The oracle's scales and roundings of the rotation's float32 result."""
+def test_rounded_to_eight_bits(
+    number_format: str, granularity: str, tile: tuple[int, int, int], style: str, norm: bool
+) -> None:
+    """The oracle's scales and roundings of the rotation's float32 result.
+
+    Without a norm both come from the same float32 numbers. With one, kernels for more rows at once are compiled with
+    other layouts and add a row's squares in another order.
+    """
     layout = make_layout((3, 5, 6), tile, text=5)
     x = sample(layout, 1, 2, 20, torch.float32)
     cos, sin = rotations(layout.tokens, 10, repeat=False)  # an angle for each of ten pairs
-    options = {"style": style, "norm_weight": torch.randn(40), "eps": EPS}
+    options = {"style": style, "norm_weight": torch.randn(40) if norm else None, "eps": EPS}
     turned, means = rotate_with_means(x, layout, cos, sin, **options)
     values, scale, rounded_means = rotate_and_quantise(x, layout, cos, sin, number_format, granularity, **options)
     expected = quantise(turned.transpose(1, 2), row_groups(layout, granularity), number_format)
-    # both come from the same float32 numbers: nothing is left to differ
-    assert torch.equal(scale, expected.scale.squeeze(-1))
-    assert torch.equal(values.float(), expected.values.transpose(1, 2).float())
+    # a sum of 40 squares is off by at most 20 roundings, and its root by half of that; then come four roundings
+    eps = torch.finfo(torch.float32).eps if norm else 0.0
+    torch.testing.assert_close(scale, expected.scale.squeeze(-1), rtol=24 * eps, atol=0)
+    off = (units(values) - units(expected.values.transpose(1, 2).contiguous())).abs()
+    twice = rounds_twice(values.dtype)
+    assert off.max() <= (1 if norm or twice else 0)
+    # of 127 steps one is crossed by less than 127 * 48 eps: one value in a thousand
+    assert off.count_nonzero() <= off.numel() / (64 if twice else 1000)
     torch.testing.assert_close(rounded_means, means, atol=1e-5, rtol=1e-5)
     assert values.stride(-2) % 16 == 0
 
