@@ -134,12 +134,10 @@ class Code:
             raise self.error("a predicate where a number is wanted")
         if have == want:
             return f"R[{i}]" if kind[0] == "u" else f"R[{i}].view({kind})"
-        if kind[0] == "f":
-            raise self.error(f"a register of {have} bytes where {kind} is wanted")
-        if have > want:
-            low = f"R[{i}].astype(u{want})"
-            return low if kind[0] == "u" else f"{low}.view({kind})"
-        return f"R[{i}].view({kind[0]}{have}).astype({kind})"
+        if kind[0] == "f" or have < want or not self.instruction.name.startswith(("st.", "cvt.")):
+            raise self.error(f"a register of {have} bytes where {want} are wanted")
+        low = f"R[{i}].astype(u{want})"
+        return low if kind[0] == "u" else f"{low}.view({kind})"
 
     def symbol(self, name: str) -> int:
         """The address of a parameter or of shared memory."""
@@ -175,15 +173,22 @@ class Code:
         return "[" + ", ".join(self.use(part, kind) for part in self.vector(operand)) + "]"
 
     # -- writing ---------------------------------------------------------------------------------------------------
-    def assign(self, register: str, expression: str, mask: str | None = "") -> None:
+    def _assign(self, register: str, expression: str) -> None:
         """Gives a register a new array of its own storage type, in the lanes that execute the instruction."""
+        i = self.index(register)
+        self.add(
+            f"R[{i}] = {expression}" if self.mask is None else f"R[{i}] = where({self.mask}, {expression}, R[{i}])"
+        )
+
+    def put_predicate(self, register: str, expression: str) -> None:
+        """Assigns an array of bools."""
         if register == "_":
             return
-        i = self.index(register)
-        mask = self.mask if mask == "" else mask
-        self.add(f"R[{i}] = {expression}" if mask is None else f"R[{i}] = where({mask}, {expression}, R[{i}])")
+        if self.program.bits[self.index(register)] != 1:
+            raise self.error(f"{register} is not a predicate")
+        self._assign(register, expression)
 
-    def put(self, register: str, expression: str, kind: str, mask: str | None = "") -> None:
+    def put(self, register: str, expression: str, kind: str) -> None:
         """Assigns an array of type ``kind``; a wider register is filled up, by its sign if it is signed."""
         if register == "_":
             return
@@ -191,7 +196,7 @@ class Code:
         if have == 0:
             raise self.error(f"{register} is a predicate")
         want = BYTES[kind]
-        if want > have:
+        if want != have and not (want < have and self.instruction.name.startswith(("ld.", "cvt."))):
             raise self.error(f"{register} has {have} bytes, {want} are written")
         if want < have:
             fill = f"i{have}" if kind[0] == "i" else f"u{have}"
@@ -199,7 +204,7 @@ class Code:
             expression = f"{bits}.astype({fill}).view(u{have})"
         elif kind[0] != "u":
             expression = f"({expression}).view(u{have})"
-        self.assign(register, expression, mask)
+        self._assign(register, expression)
 
     def result(self, expression: str, kind: str) -> None:
         """Assigns to the first operand."""

@@ -182,7 +182,7 @@ class SharedMemory:
         late = clock > by.known[writer]
         if atomic and late.any():
             late &= ~self.atomics.reshape(-1, unit)[rows]
-        if by.fenced is None and late.any():
+        if by.agent < self.order.warps and late.any():
             late &= data[rows] != new  # several warps may store one and the same value
         if late.any():
             report("race", f"{self._story(by, 'writes', rows, unit, late, writer)}, and nothing orders them")

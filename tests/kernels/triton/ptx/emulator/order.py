@@ -81,8 +81,10 @@ class Order:
         return Actor(warp, int(self.known[warp][warp]), self.known[warp])
 
     def issue(self, warp: int) -> tuple[Clock, Clock]:
-        """What an operation issued now comes after, and may see; for later."""
-        return self.known[warp].copy(), self.fenced[warp].copy()
+        """What an operation issued now comes after, and may see; what the warp does later is not part of it."""
+        known, fenced = self.known[warp].copy(), self.fenced[warp].copy()
+        self.tick(warp)
+        return known, fenced
 
     def tick(self, warp: int) -> None:
         """What the warp does from now on is not part of what it has told others."""

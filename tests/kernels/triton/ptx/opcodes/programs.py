@@ -45,10 +45,13 @@ class Run:
         return {fault.kind for fault in self.faults}
 
 
-def module(body: str, parameters: str = "", registers: str = "", *, warps: int = 1, target: str = "sm_90a", head: str = "") -> str:
+def module(
+    body: str, parameters: str = "", registers: str = "", *, warps: int = 1, target: str = "sm_90a", head: str = ""
+) -> str:
     """A PTX module with one kernel ``k`` and dynamic shared memory ``smem``."""
     return (
-        f".version 8.7\n.target {target}\n.address_size 64\n.extern .shared .align 1024 .b8 smem[];\n"
+        f".version {'8.8' if target.startswith('sm_1') else '8.7'}\n.target {target}\n.address_size 64\n"
+        f".extern .shared .align 1024 .b8 smem[];\n"
         f".visible .entry k({parameters})\n.reqntid {32 * warps}\n{head}\n{{\n"
         f".reg .b32 %thread;\n.reg .b64 %slot, %place;\n.reg .pred %first;\n{registers}\n"
         f"mov.u32 %thread, %tid.x;\nsetp.eq.u32 %first, %thread, 0;\n{body}\nret;\n}}\n"
@@ -56,21 +59,24 @@ def module(body: str, parameters: str = "", registers: str = "", *, warps: int =
 
 
 @functools.lru_cache(None)
-def _assembler() -> Path | None:
+def _assembler(target: str) -> Path | None:
+    """Triton has one assembler for Blackwell and one for what came before."""
     found = importlib.util.find_spec("triton")
-    path = Path(found.origin).parent / "backends/nvidia/bin/ptxas" if found and found.origin else None
+    name = "ptxas-blackwell" if target.startswith("sm_1") else "ptxas"
+    path = Path(found.origin).parent / "backends/nvidia/bin" / name if found and found.origin else None
     return path if path and path.exists() else None
 
 
 @functools.lru_cache(None)
 def assembles(text: str, target: str) -> str:
     """What the assembler says against a module; nothing if it takes it, or is not here."""
-    if _assembler() is None:
+    assembler = _assembler(target)
+    if assembler is None:
         return ""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(text)
         file.flush()
-        command = [str(_assembler()), f"-arch={target}", "-O0", "-o", "/dev/null", file.name]
+        command = [str(assembler), f"-arch={target}", "-O0", "-o", "/dev/null", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stderr + done.stdout if done.returncode else ""
 
@@ -115,7 +121,7 @@ def run(
         values.append(address.to_bytes(8, "little"))
 
     def register(name: str, dtype: np.dtype[Any]) -> str:
-        bits = "pred" if dtype == bool else f"b{max(16, 8 * dtype.itemsize)}"
+        bits = "pred" if dtype.kind == "b" else f"b{max(16, 8 * dtype.itemsize)}"
         declare.append(f".reg .{bits} %{name};")
         return bits
 
@@ -137,7 +143,7 @@ def run(
             before.append(f"{slot(name, i, rows.dtype.itemsize)}\nld.global.{bits} %{own}, [%slot];")
     for name, what in outputs.items():
         n, dtype = what if isinstance(what, tuple) else (1, what)
-        stored = np.dtype(np.uint32) if np.dtype(dtype) == bool else np.dtype(dtype)
+        stored = np.dtype(np.uint32) if np.dtype(dtype).kind == "b" else np.dtype(dtype)
         size = n * threads * stored.itemsize
         address = memory.allocate(size, name, written=False)
         places[name] = memory.place(address, size), (what, stored)
@@ -177,7 +183,11 @@ def run(
         assert not complaint, f"{complaint}\n{text}"
     program = load(text)
     faults: list[Fault] = []
-    execute(program, memory, parameter_bytes(program, values), shared=shared, faults=faults, options=options)
+    try:
+        execute(program, memory, parameter_bytes(program, values), shared=shared, faults=faults, options=options)
+    except Fault as fault:
+        fault.__notes__ = [f.kind for f in faults]
+        raise
     found = {}
     now = {}
     for name, (place, what) in places.items():
@@ -185,7 +195,9 @@ def run(
         if name in outputs:
             kind, stored = what
             shaped = raw.view(stored).reshape(-1, threads)
-            shaped = shaped.astype(bool) if np.dtype(kind[1] if isinstance(kind, tuple) else kind) == bool else shaped
+            shaped = (
+                shaped.astype(bool) if np.dtype(kind[1] if isinstance(kind, tuple) else kind).kind == "b" else shaped
+            )
             found[name] = shaped if isinstance(kind, tuple) else shaped[0]
         else:
             now[name] = raw.view(what.dtype).reshape(what.shape)

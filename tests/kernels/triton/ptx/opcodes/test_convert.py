@@ -43,9 +43,7 @@ def test_eight_bits_from_float32(kind: str) -> None:
     extra = np.array([table[-1] * 1.01, 1e9, -1e9, np.inf, -np.inf, np.nan, 1e-9, -1e-9] * 4, F4)
     values = np.concatenate([values, extra])
     rows = values.reshape(-1, 32)
-    body = "\n".join(
-        f"cvt.rn.satfinite.{kind}x2.f32 %d{i}, %a{i}, %a{(i + 1) % len(rows)};" for i in range(len(rows))
-    )
+    body = "\n".join(f"cvt.rn.satfinite.{kind}x2.f32 %d{i}, %a{i}, %a{(i + 1) % len(rows)};" for i in range(len(rows)))
     got = run(body, {"a": rows}, {"d": (len(rows), np.uint16)})["d"]
     for i, row in enumerate(rows):
         for lane, x in enumerate(row.tolist()):
@@ -62,7 +60,9 @@ def test_eight_bits_from_and_to_float16(kind: str) -> None:
     halves = np.concatenate([middles(EIGHT[kind])[: 32 * 8], RANDOM.normal(size=256) * 30]).astype(np.float16)
     words = halves.reshape(-1, 32, 2).copy().view(np.uint32)[:, :, 0]
     n = len(words)
-    body = "\n".join(f"cvt.rn.satfinite.{kind}x2.f16x2 %d{i}, %a{i}; cvt.rn.f16x2.{kind}x2 %e{i}, %d{i};" for i in range(n))
+    body = "\n".join(
+        f"cvt.rn.satfinite.{kind}x2.f16x2 %d{i}, %a{i}; cvt.rn.f16x2.{kind}x2 %e{i}, %d{i};" for i in range(n)
+    )
     got = run(body, {"a": words}, {"d": (n, np.uint16), "e": (n, np.uint32)}, target="sm_89")
     bits = got["d"].reshape(n, 32, 1).view(np.uint8)
     back = got["e"].reshape(n, 32, 1).view(np.float16)
@@ -86,7 +86,19 @@ def test_float32_to_e4m3_by_way_of_float16() -> None:
 def test_half_precision(kind: str, mode: str) -> None:
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
     bits = RANDOM.integers(0, 1 << 32, (64, 32), dtype=np.uint64).astype(np.uint32)
-    bits[0] = [0, 1, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00001, 0x00008000, 0x477FEFFF, 0x477FF000, 0x7F7FFFFF, *range(22)]
+    bits[0] = [
+        0,
+        1,
+        0x80000000,
+        0x7F800000,
+        0xFF800000,
+        0x7FC00001,
+        0x00008000,
+        0x477FEFFF,
+        0x477FF000,
+        0x7F7FFFFF,
+        *range(22),
+    ]
     bits[1:20] &= 0xFFFF8000 if kind == "bf16" else 0xFFFFF000  # ties
     bits[20:50] = (bits[20:50] & 0x8FFFFFFF) | 0x38000000  # of usual size
     body = "\n".join(f"cvt.{mode}.{kind}.f32 %d{i}, %a{i}; cvt.f32.{kind} %e{i}, %d{i};" for i in range(64))
@@ -125,7 +137,24 @@ WHOLE = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 @pytest.mark.parametrize("mode", WHOLE)
 @pytest.mark.parametrize("kind", ["s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64"])
 def test_float_to_integer(kind: str, mode: str) -> None:
-    special = [0.5, 1.5, -0.5, -1.5, 2.5, np.nan, np.inf, -np.inf, 3e9, -3e9, 1e20, -1e20, 127.5, -128.5, 65535.5, 1e-40]
+    special = [
+        0.5,
+        1.5,
+        -0.5,
+        -1.5,
+        2.5,
+        np.nan,
+        np.inf,
+        -np.inf,
+        3e9,
+        -3e9,
+        1e20,
+        -1e20,
+        127.5,
+        -128.5,
+        65535.5,
+        1e-40,
+    ]
     x = np.concatenate([special, RANDOM.normal(size=16) * 1000]).astype(F4)
     bits = int(kind[1:])
     t = np.dtype(f"{'i' if kind[0] == 's' else 'u'}{max(bits, 16) // 8}")
@@ -145,7 +174,8 @@ def test_float_to_integer(kind: str, mode: str) -> None:
 def test_integer_to_float(of: str) -> None:
     t = np.dtype(f"{'i' if of[0] == 's' else 'u'}{int(of[1:]) // 8}")
     info = np.iinfo(t)
-    x = np.concatenate([[info.min, info.max, 0, 1, info.max // 2], RANDOM.integers(info.min, info.max, 27, dtype=t)]).astype(t)
+    ends = np.array([info.min, info.max, 0, 1, info.max // 2], t)
+    x = np.concatenate([ends, RANDOM.integers(info.min, info.max, 27, dtype=t)])
     got = run(f"cvt.rn.f32.{of} %d, %a; cvt.rn.f64.{of} %e, %a;", {"a": x}, {"d": F4, "e": np.float64})
     from tests.kernels.triton.ptx.opcodes.test_floating import nearest as nearest_float
 
@@ -157,7 +187,10 @@ def test_integer_to_float(of: str) -> None:
 def test_between_integers() -> None:
     x = RANDOM.integers(-(1 << 31), 1 << 31, 32).astype(np.int32)
     x[:6] = [127, 128, -128, -129, 255, -1]
-    body = "cvt.s64.s32 %d, %a; cvt.u64.u32 %e, %a; cvt.u16.u32 %f, %a; cvt.sat.s8.s32 %g, %a; cvt.sat.u8.s32 %h, %a; cvt.s32.s8 %i, %a;"
+    body = (
+        "cvt.s64.s32 %d, %a; cvt.u64.u32 %e, %a; cvt.u16.u32 %f, %a; cvt.sat.s8.s32 %g, %a; "
+        "cvt.sat.u8.s32 %h, %a; cvt.s32.s8 %i, %a;"
+    )
     outputs = {"d": np.int64, "e": np.uint64, "f": np.uint16, "g": np.int32, "h": np.uint32, "i": np.int32}
     got = run(body, {"a": x}, outputs)
     for n, v in enumerate(x.tolist()):
@@ -168,7 +201,10 @@ def test_between_integers() -> None:
 
 def test_rounding_to_whole_numbers_keeps_the_format() -> None:
     x = np.array([0.5, 1.5, -0.5, 2.7, -2.7, 1e20, np.inf, -0.0] * 4, F4)
-    body = "cvt.rni.f32.f32 %d, %a; cvt.rmi.f32.f32 %e, %a; cvt.rpi.f32.f32 %f, %a; cvt.rzi.f32.f32 %g, %a; cvt.sat.f32.f32 %h, %a;"
+    body = (
+        "cvt.rni.f32.f32 %d, %a; cvt.rmi.f32.f32 %e, %a; cvt.rpi.f32.f32 %f, %a; "
+        "cvt.rzi.f32.f32 %g, %a; cvt.sat.f32.f32 %h, %a;"
+    )
     got = run(body, {"a": x}, dict.fromkeys("defgh", F4))
     t = torch.from_numpy(x)
     for name, wanted in {"d": t.round(), "e": t.floor(), "f": t.ceil(), "g": t.trunc(), "h": t.clamp(0, 1)}.items():

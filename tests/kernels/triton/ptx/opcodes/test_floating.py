@@ -43,7 +43,9 @@ def nearest(value: Fraction) -> np.float32:
 
 def test_arithmetic() -> None:
     a, b = floats(), floats()
-    body = "add.f32 %d, %a, %b; sub.rn.f32 %e, %a, %b; mul.f32 %f, %a, %b; div.rn.f32 %g, %a, %b; add.sat.f32 %h, %a, %b;"
+    body = (
+        "add.f32 %d, %a, %b; sub.rn.f32 %e, %a, %b; mul.f32 %f, %a, %b; div.rn.f32 %g, %a, %b; add.sat.f32 %h, %a, %b;"
+    )
     got = run(body, {"a": a, "b": b}, dict.fromkeys("defgh", F4))
     x, y = torch.from_numpy(a), torch.from_numpy(b)
     for name, wanted in {"d": x + y, "e": x - y, "f": x * y, "g": x / y}.items():
@@ -97,7 +99,9 @@ def test_pairs() -> None:
 
 @pytest.mark.parametrize("nan", ["", ".NaN"])
 def test_minimum_and_maximum(nan: str) -> None:
-    a, b = (v.ravel().astype(F4) for v in np.meshgrid([np.nan, 0.0, -0.0, 1.0, -np.inf], [np.nan, 0.0, -0.0, 2.0, np.inf]))
+    a, b = (
+        v.ravel().astype(F4) for v in np.meshgrid([np.nan, 0.0, -0.0, 1.0, -np.inf], [np.nan, 0.0, -0.0, 2.0, np.inf])
+    )
     a, b = np.pad(a, (0, 7)), np.pad(b, (0, 7))
     got = run(f"min{nan}.f32 %d, %a, %b; max{nan}.f32 %e, %a, %b;", {"a": a, "b": b}, {"d": F4, "e": F4})
     for x, y, low, high in zip(a, b, got["d"], got["e"], strict=True):
@@ -119,7 +123,8 @@ def test_functions() -> None:
     a = np.abs(RANDOM.normal(size=32)).astype(F4) + F4(0.1)
     body = """
     ex2.approx.f32 %d, %a; lg2.approx.f32 %e, %a; rcp.rn.f32 %f, %a; sqrt.rn.f32 %g, %a; rsqrt.approx.f32 %h, %a;
-    sin.approx.f32 %i, %a; cos.approx.f32 %j, %a; tanh.approx.f32 %k, %a; div.full.f32 %l, %a, %b; div.approx.f32 %m, %a, %b;
+    sin.approx.f32 %i, %a; cos.approx.f32 %j, %a; tanh.approx.f32 %k, %a;
+    div.full.f32 %l, %a, %b; div.approx.f32 %m, %a, %b;
     """
     b = RANDOM.normal(size=32).astype(F4)
     got = run(body, {"a": a, "b": b}, dict.fromkeys("defghijklm", F4))
@@ -131,8 +136,13 @@ def test_functions() -> None:
 
 def test_sign_in_both_widths() -> None:
     a, b = floats(), floats()
-    body = "abs.f32 %d, %a; neg.f32 %e, %a; copysign.f32 %f, %a, %b; cvt.f64.f32 %w, %a; neg.f64 %g, %w; mul.f64 %h, %w, %w;"
-    got = run(body, {"a": a, "b": b}, dict.fromkeys("def", F4) | dict.fromkeys("gh", np.float64), registers=".reg .b64 %w;")
+    body = (
+        "abs.f32 %d, %a; neg.f32 %e, %a; copysign.f32 %f, %a, %b; cvt.f64.f32 %w, %a; neg.f64 %g, %w; "
+        "mul.f64 %h, %w, %w;"
+    )
+    got = run(
+        body, {"a": a, "b": b}, dict.fromkeys("def", F4) | dict.fromkeys("gh", np.float64), registers=".reg .b64 %w;"
+    )
     assert same(got["d"], np.abs(a)) and same(got["e"], -a)
     assert same(got["f"], torch.copysign(torch.from_numpy(b), torch.from_numpy(a)).numpy())
     assert same(got["g"], -a.astype(np.float64)) and same(got["h"], a.astype(np.float64) ** 2)
@@ -195,6 +205,8 @@ def _rounded(values: torch.Tensor, kind: str) -> torch.Tensor:
             out.append(np.copysign(np.inf, v))
         else:
             i = int(torch.searchsorted(finite, abs(v)))
-            near = [(abs(float(finite[j]) - abs(v)), j & 1, float(finite[j])) for j in (i - 1, i) if 0 <= j < len(finite)]
+            near = [
+                (abs(float(finite[j]) - abs(v)), j & 1, float(finite[j])) for j in (i - 1, i) if 0 <= j < len(finite)
+            ]
             out.append(np.copysign(min(near)[2], v))
     return torch.tensor(out, dtype=torch.float64)

@@ -48,7 +48,10 @@ def test_comparisons_of_integers(kind: str) -> None:
 
 def test_comparisons_with_a_third_predicate_and_an_opposite() -> None:
     a = np.arange(32, dtype=np.int32)
-    body = "setp.gt.s32 %c, %a, 9; setp.lt.and.s32 %p|%q, %a, 20, %c; setp.lt.xor.s32 %r|%s, %a, 20, !%c; setp.lt.or.s32 %t, %a, 5, %c;"
+    body = (
+        "setp.gt.s32 %c, %a, 9; setp.lt.and.s32 %p|%q, %a, 20, %c; setp.lt.xor.s32 %r|%s, %a, 20, !%c; "
+        "setp.lt.or.s32 %t, %a, 5, %c;"
+    )
     got = run(body, {"a": a}, dict.fromkeys("pqrst", bool), registers=".reg .pred %c;")
     for x in range(32):
         less, c = x < 20, x > 9
@@ -59,9 +62,14 @@ def test_comparisons_with_a_third_predicate_and_an_opposite() -> None:
 
 def test_selections() -> None:
     a, b = np.arange(32, dtype=np.uint32), np.arange(100, 132, dtype=np.uint32)
-    body = "setp.lt.u32 %p, %a, 7; selp.b32 %d, %a, %b, %p; selp.f32 %e, 0f3F800000, 0f00000000, %p; slct.b32.s32 %f, %a, %b, %s;"
+    body = (
+        "setp.lt.u32 %p, %a, 7; selp.b32 %d, %a, %b, %p; selp.f32 %e, 0f3F800000, 0f00000000, %p; "
+        "slct.b32.s32 %f, %a, %b, %s;"
+    )
     s = np.array([-1, 0, 1, -5] * 8, np.int32)
-    got = run(body, {"a": a, "b": b, "s": s}, {"d": np.uint32, "e": np.float32, "f": np.uint32}, registers=".reg .pred %p;")
+    got = run(
+        body, {"a": a, "b": b, "s": s}, {"d": np.uint32, "e": np.float32, "f": np.uint32}, registers=".reg .pred %p;"
+    )
     assert got["d"].tolist() == [x if x < 7 else x + 100 for x in range(32)]
     assert got["e"].tolist() == [float(x < 7) for x in range(32)]
     assert got["f"].tolist() == [x if s[x] >= 0 else x + 100 for x in range(32)]
@@ -73,7 +81,12 @@ def test_words_and_their_parts_are_little_endian() -> None:
     mov.b64 {%l, %h}, %a; mov.b32 {%x, %y}, %l; mov.b32 %d, {%y, %x}; mov.b64 %e, {%h, %l};
     cvt.u32.u16 %f, %x;
     """
-    got = run(body, {"a": a}, {"d": np.uint32, "e": np.uint64, "f": np.uint32}, registers=".reg .b32 %l, %h; .reg .b16 %x, %y;")
+    got = run(
+        body,
+        {"a": a},
+        {"d": np.uint32, "e": np.uint64, "f": np.uint32},
+        registers=".reg .b32 %l, %h; .reg .b16 %x, %y;",
+    )
     for n, v in enumerate(a.tolist()):
         low, high = v & 0xFFFFFFFF, v >> 32
         assert got["d"][n] == (low & 0xFFFF) << 16 | low >> 16

@@ -74,7 +74,7 @@ def _store(c: Code, found: str) -> None:
             value = f"({value} {sign} {c.predicate(c.operands[3])})"
         c.add(f"q{targets.index(target)}_ = {value}")
     for i, target in enumerate(targets):
-        c.assign(target, f"q{i}_")
+        c.put_predicate(target, f"q{i}_")
 
 
 @opcode("selp.<type:b16|b32|b64|s16|s32|s64|u16|u32|u64|f32|f64>", "d, a, b, c", "9.7.6.3 selp")

@@ -92,7 +92,8 @@ def exact(c: Code) -> None:
 
 
 @opcode("cvt.<mode:rn|rz|rm|rp>[.ftz].<to:f32>.<of:f64>", "d, a", SECTION)
-@opcode("cvt.<mode:rn|rz|rm|rp>.<to:f16>.<of:f32|f64|bf16>", "d, a", SECTION)
+@opcode("cvt.<mode:rm|rp>.<to:f16>.<of:f32>", "d, a", SECTION)
+@opcode("cvt.<mode:rn|rz|rm|rp>.<to:f16>.<of:f64|bf16>", "d, a", SECTION)
 @opcode("cvt.<mode:rn|rz>[.relu][.satfinite].<to:f16>.<of:f32>", "d, a", SECTION)
 @opcode("cvt.<mode:rn|rz>[.relu][.satfinite].<to:bf16>.<of:f32>", "d, a", SECTION)
 @opcode("cvt.<mode:rn|rz|rm|rp>.<to:bf16>.<of:f16|f64>", "d, a", SECTION)

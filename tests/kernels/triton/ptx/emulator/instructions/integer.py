@@ -187,7 +187,7 @@ def bfi(x: Array, into: Array, first: Array, length: Array) -> Array:
 def logic(c: Code) -> None:
     sign = {"a": "&", "o": "|", "x": "^"}[c.instruction.name[0]]
     if c.part["type"] == "pred":
-        c.assign(c.operands[0], f"({c.predicate(c.operands[1])} {sign} {c.predicate(c.operands[2])})")
+        c.put_predicate(c.operands[0], f"({c.predicate(c.operands[1])} {sign} {c.predicate(c.operands[2])})")
         return
     kind = NUMPY[c.part["type"]]
     c.result(f"({c.use(c.operands[1], kind)} {sign} {c.use(c.operands[2], kind)})", kind)
@@ -196,7 +196,7 @@ def logic(c: Code) -> None:
 @opcode(f"not.<type:{_BITS}|pred>", "d, a", "9.7.8.4 not")
 def invert(c: Code) -> None:
     if c.part["type"] == "pred":
-        c.assign(c.operands[0], f"(~{c.predicate(c.operands[1])})")
+        c.put_predicate(c.operands[0], f"(~{c.predicate(c.operands[1])})")
         return
     kind = NUMPY[c.part["type"]]
     c.result(f"(~{c.use(c.operands[1], kind)})", kind)

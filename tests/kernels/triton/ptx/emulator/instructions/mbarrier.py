@@ -154,14 +154,14 @@ def wait_by_parity(c: Code) -> None:
     if len(c.operands) > 3:
         c.use(c.operands[3], "u4")
     c.add(f"t_ = {call}", "if t_ is None: return -2")
-    c.assign(c.operands[0], "t_")
+    c.put_predicate(c.operands[0], "t_")
 
 
 @opcode(f"mbarrier.test_wait.parity{_ACQUIRE}{_SPACE}", "p, [a], parity", _TRY, waits=True)
 def test_by_parity(c: Code) -> None:
     c.add(f"t_ = {c.call('mbarrier.test', c.address(c.operands[1]), c.use(c.operands[2], 'u4'))}")
     c.add("if t_ is None: return -2")
-    c.assign(c.operands[0], "t_")
+    c.put_predicate(c.operands[0], "t_")
 
 
 def _awaited(C: Cta, w: Warp, addresses: Array, parities: Array, mask: Mask) -> tuple[Mbarrier, int] | None:

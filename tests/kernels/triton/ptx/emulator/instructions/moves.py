@@ -21,9 +21,9 @@ Array = NDArray[Any]
 def predicate(c: Code) -> None:
     value = c.operands[1]
     if re.fullmatch(r"-?\d+", value):
-        c.assign(c.operands[0], f"np.full(32, {int(value) != 0})")
+        c.put_predicate(c.operands[0], f"np.full(32, {int(value) != 0})")
     else:
-        c.assign(c.operands[0], c.predicate(value))
+        c.put_predicate(c.operands[0], c.predicate(value))
 
 
 @opcode("mov.<type:b16|b32|b64|u16|u32|u64|s16|s32|s64|f32|f64>", "d, a", "9.7.9.3 mov")

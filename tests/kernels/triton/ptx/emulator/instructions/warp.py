@@ -53,7 +53,7 @@ def shuffle_words(c: Code) -> None:
     c.add(f"t_, q_ = warp.shuffle(w, {words}, {c.part['mode']!r}, m_)")
     c.put(targets[0], "t_", "u4")
     if len(targets) > 1:
-        c.assign(targets[1], "q_")
+        c.put_predicate(targets[1], "q_")
 
 
 def sources(b: Array, control: Array, mode: str) -> tuple[Array, Array]:
@@ -88,7 +88,7 @@ def votes(c: Code) -> None:
     if c.part["mode"] == "ballot":
         c.result(f"warp.ballot({c.predicate(c.operands[1])}, m_)", "u4")
     else:
-        c.assign(c.operands[0], f"warp.vote({c.predicate(c.operands[1])}, {c.part['mode']!r}, m_)")
+        c.put_predicate(c.operands[0], f"warp.vote({c.predicate(c.operands[1])}, {c.part['mode']!r}, m_)")
 
 
 def ballot(p: Array, active: Array) -> Array:
@@ -147,7 +147,7 @@ def elect_leader(c: Code) -> None:
     word, predicate = (t.strip() for t in c.operands[0].split("|"))
     c.add(f"q_ = warp.elect({_mask(c, c.operands[1])})")
     c.put(word, "np.full(32, int(q_.argmax()), u4)", "u4")
-    c.assign(predicate, "q_")
+    c.put_predicate(predicate, "q_")
 
 
 def elect(active: Array) -> Array:
