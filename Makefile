@@ -25,8 +25,8 @@ help:
 	@echo "make venv      the environment in $(VENV), with the versions of constraints.txt"
 	@echo "make demo      one clip, dense and accelerated, and a table that compares them: outputs/demo.mp4"
 	@echo "make check     style, types and the core tests, for each change (3 minutes on 2 cores)"
-	@echo "make test      what a user needs to trust the package: more tests, and the kernels on Triton's interpreter and"
-	@echo "               as machine code for GPUs that are not here (10 minutes)"
+	@echo "make test      what a user needs to trust the package: more tests, and the kernels on Triton's interpreter,"
+	@echo "               as machine code for GPUs that are not here, and executed as PTX (10 minutes)"
 	@echo "make test-all  every test in every environment, which are: test-python, test-kernels (on the oldest Triton and"
 	@echo "               the newest), test-diffusers (the families on the oldest diffusers), test-linear (with the"
 	@echo "               libraries that quantise Linears)"
@@ -75,25 +75,34 @@ test-python: $(STAMP)
 	@$(PIP) install --no-deps --target $(@D) triton==$*
 	@touch $@
 
-# one process for results, on the interpreter, and one for machine code: Triton reads TRITON_INTERPRET once
+# a process each for results on the interpreter, for machine code and for the execution of PTX: Triton reads
+# TRITON_INTERPRET once
 KERNELS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 RESULTS := tests/kernels/triton/interpreter
 CODE := tests/kernels/triton/gate
+EXECUTED := tests/kernels/triton/ptx
+# what each run reached, for the table of docs/KERNELS.md
+PROOFS := outputs/proofs
 
-test-kernels: $(TRITONS:%=test-results-%) $(TRITONS:%=test-code-%)
+test-kernels: $(TRITONS:%=test-results-%) $(TRITONS:%=test-code-%) $(TRITONS:%=test-executed-%)
 
 test-results-%: .venv-triton-%/.installed
 	@echo "kernels on the interpreter of Triton $*"
-	@PYTHONPATH=.venv-triton-$* TRITON_INTERPRET=1 $(KERNELS) $(RESULTS)
+	@PYTHONPATH=.venv-triton-$* TRITON_INTERPRET=1 $(KERNELS) --proof $(PROOFS) $(RESULTS)
 
 test-code-%: .venv-triton-%/.installed
 	@echo "machine code by Triton $*"
-	@PYTHONPATH=.venv-triton-$* $(KERNELS) $(CODE)
+	@PYTHONPATH=.venv-triton-$* $(KERNELS) --proof $(PROOFS) $(CODE)
+
+test-executed-%: .venv-triton-%/.installed
+	@echo "kernels executed as PTX of Triton $*"
+	@PYTHONPATH=.venv-triton-$* $(KERNELS) --proof $(PROOFS) $(EXECUTED)
 
 test-kernels-most: .venv-triton-$(firstword $(TRITONS))/.installed
-	@echo "kernels on the interpreter of Triton $(firstword $(TRITONS)), then their machine code"
+	@echo "kernels on the interpreter of Triton $(firstword $(TRITONS)), their machine code, and their PTX executed"
 	@PYTHONPATH=$(<D) TRITON_INTERPRET=1 $(KERNELS) -m representative $(RESULTS)
 	@PYTHONPATH=$(<D) $(KERNELS) -m representative $(CODE)
+	@PYTHONPATH=$(<D) $(KERNELS) -m representative $(EXECUTED)
 
 .venv-diffusers-%/.installed: $(STAMP)
 	@echo "installing diffusers $* in $(@D)"

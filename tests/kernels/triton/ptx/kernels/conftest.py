@@ -1,8 +1,8 @@
 """Every test here runs on compiled kernels: their PTX is executed on the CPU, and must be without faults.
 
 A module says with ``ARCHES`` for which architectures its tests are compiled, each test for each of them, with
-``REPRESENTATIVE`` which of those the marks ``representative`` of its tests count for, and with ``ONLY_FULL`` for which
-tests they do not, because they take long. Most tests are those of the interpreter, imported: one table of cases serves
+``REPRESENTATIVE`` which of those the marks ``representative`` of its tests count for, and with ``ONLY_FULL`` in whose
+names they do not, because those take long. Most tests are those of the interpreter, imported: one table of cases serves
 both.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.triton.proofs import REACHED
 from tests.kernels.triton.ptx.emulator import Emulator, emulating
 from tests.kernels.triton.ptx.kernels.executions import Executions, without_assembler
 from tests.kernels.triton.rounding import oracle_rounds_as
@@ -43,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         parameters = dict(item.callspec.params)
         arch = parameters.pop("arch")
-        full = item.originalname in getattr(item.module, "ONLY_FULL", ())
+        full = any(part in item.name for part in getattr(item.module, "ONLY_FULL", ()))
         if full or arch not in item.module.REPRESENTATIVE:
             item.own_markers = [mark for mark in item.own_markers if mark.name != "representative"]
         if arch < 89 and any(map(_has_fp8, parameters.values())):
@@ -75,6 +76,7 @@ def emulator(arch: int, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     emulator = Emulator(arch=arch)
     with emulating(emulator):
         yield emulator
+    REACHED.extend((kernel, arch, ctas) for kernel, ctas, _ in EXECUTIONS.of(emulator))
     request.node.user_properties.append(("executed", [(arch, *entry) for entry in EXECUTIONS.of(emulator)]))
     assert emulator.errors == []
 

@@ -1,5 +1,5 @@
 """Every shipped launch configuration of the plain forward kernel, executed as PTX: with the pooled tail and the LSE, on
-blocks of 128, 64 and 13 tokens."""
+a whole block, half of one and 13 tokens of text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def representative(entry: Entry) -> bool:
 
 def run(entry: Entry) -> None:
     """As good as eager attention, or as the oracle in this precision; the tail costs no more than rounding it does."""
-    layout = make_layout((2, 8, 12), (2, 8, 8), text=13)
+    rows = entry.config.block_m
+    layout = make_layout((2, rows // 16, 12), (2, rows // 16, 8), text=13)
     mask = random_mask(layout, 1, [0.6])
     dtype = DTYPE.get(entry.kind, torch.bfloat16)
     tensors = random_qkv(layout, heads=1, dim=entry.head_dim, dtype=dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -34,4 +36,5 @@ def test_small_cases(case: Case, emulator: Emulator) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_cases_of_the_self_test(case: Case, emulator: Emulator) -> None:
-    passes(case, emulator)
+    """Batches of two in one of them, for time."""
+    passes(case if case == CASES[0] else replace(case, batch=1), emulator)

@@ -9,5 +9,5 @@ from tests.kernels.triton.interpreter.test_merge import (
     test_two_parts_are_the_torch_version,
 )
 
-ARCHES = (80, 89, 90, 120)
+ARCHES = (80, 90, 120)
 REPRESENTATIVE = (80, 90)

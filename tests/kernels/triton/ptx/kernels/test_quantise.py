@@ -16,7 +16,7 @@ from tests.kernels.triton.rounding import rounds_twice
 from vidaccel.kernels.triton.means import block_offsets
 from vidaccel.kernels.triton.quantise import round_rows
 
-ARCHES = (80, 89, 90, 120)
+ARCHES = (89, 90, 120)
 REPRESENTATIVE = (89, 90)
 
 

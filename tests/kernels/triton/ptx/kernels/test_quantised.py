@@ -9,5 +9,6 @@ from tests.kernels.triton.interpreter.test_quantised import (
     test_tail_costs_no_accuracy,
 )
 
-ARCHES = (80, 89, 90, 120)
+ARCHES = (89, 90)
 REPRESENTATIVE = (90,)
+ONLY_FULL = ("-int8]", "-int8-fp8]", "-fp8-tile]", "-fp8-tensor]", "-fp8-rows32]")  # which test_configs.py has

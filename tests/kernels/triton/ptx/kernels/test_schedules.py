@@ -1,4 +1,4 @@
-"""Warps that run in any order, copies and products that end at any time: no false alarm, and the same result."""
+"""Warps that run in any order, and copies and products that complete at any time: the same results, no false alarm."""
 
 from __future__ import annotations
 

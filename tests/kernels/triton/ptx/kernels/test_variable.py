@@ -9,6 +9,6 @@ from tests.kernels.triton.interpreter.test_variable import (
     test_more_blocks_than_tokens_and_twelve_heads,
 )
 
-ARCHES = (80, 89, 90, 120)
+ARCHES = (90,)
 REPRESENTATIVE = (90,)
 ONLY_FULL = ("test_blocks_longer_and_shorter_than_a_piece",)
