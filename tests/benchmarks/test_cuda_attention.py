@@ -18,6 +18,7 @@ from benchmarks.peers import Bound, FastVideo, Flex, Peer, Sage, Sdpa, flex_list
 from benchmarks.shapes import Shape
 from benchmarks.timing import Ceilings, WallClock, interleaved
 from tests.kernels.helpers import make_layout, random_mask, random_qkv
+from tests.rounding import assert_rounded, rounding
 from vidaccel.blockmask import BlockMask
 from vidaccel.kernels.reference import block_sparse_attention as oracle
 from vidaccel.layout import TokenLayout
@@ -192,7 +193,7 @@ def test_fastvideo_gets_the_same_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = random_qkv(layout, heads=2)
     bound = FastVideo().bind(q, k, v, layout, mask)
     exact = oracle(q, k, v, layout, mask, out_dtype=torch.float64)
-    torch.testing.assert_close(bound.rows(bound.run()).double(), exact, atol=1e-5, rtol=1e-5)
+    assert_rounded(bound.rows(bound.run()), exact, rounding(q, k, v).out)
 
 
 def test_sage_is_called_heads_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +208,7 @@ def test_sage_is_called_heads_first(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = random_qkv(layout)
     bound = Sage().bind(q, k, v, layout, BlockMask.full(layout))
     exact = oracle(q, k, v, layout, BlockMask.full(layout), out_dtype=torch.float64)
-    torch.testing.assert_close(bound.rows(bound.run()).double(), exact, atol=1e-5, rtol=1e-5)
+    assert_rounded(bound.rows(bound.run()), exact, rounding(q, k, v).out)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compensation.calls import LAYOUTS, Array, Head, call_of, random_blocks, sparse_row
+from tests.compensation.calls import LAYOUTS, Array, Head, allowed_of, call_of, random_blocks, sparse_row
 from tests.patterns.calls import heads_of, make_call, softmax
+from tests.rounding import assert_rounded
 from vidaccel.compensation import Coarse, build_compensation
 from vidaccel.configs.pattern_spec import CompensationSpec
 from vidaccel.errors import ConfigError
@@ -59,7 +60,7 @@ def test_it_is_its_formula(layout: TokenLayout, bias: bool) -> None:
         gate = heads.hidden[b].numpy() @ weight.T + (0 if shift is None else shift.numpy())
         for h, head in enumerate(sample):
             expected = _oracle(head, blocks[b, h].numpy(), gate.reshape(len(gate), 3, -1)[:, h])
-            torch.testing.assert_close(out[b, :, h], torch.from_numpy(expected), rtol=1e-4, atol=2e-5)
+            assert_rounded(out[b, :, h], torch.from_numpy(expected), allowed_of(heads))
     assert call.density == pytest.approx(call.share + (layout.num_video_blocks / layout.tokens) ** 2)
 
 
@@ -70,7 +71,7 @@ def test_one_number_for_a_gate(layout: TokenLayout) -> None:
     for b, sample in list(enumerate(heads_of(heads)))[:1]:
         for h, head in enumerate(sample):
             expected = _oracle(head, blocks[b, h].numpy(), np.full_like(head.q, 0.3))
-            torch.testing.assert_close(out[b, :, h], torch.from_numpy(expected), rtol=1e-4, atol=2e-5)
+            assert_rounded(out[b, :, h], torch.from_numpy(expected), allowed_of(heads))
     plain = call_of(heads, blocks).sparse()
     text = [i for i in range(layout.tokens) if not 0 <= i - layout.video_start < layout.grid.tokens]
     assert torch.equal(out[:, text], plain[:, text])
@@ -92,9 +93,10 @@ def test_samples_and_heads_on_their_own() -> None:
     out = Coarse().attend(call_of(heads, blocks))
     for b in range(2):
         alone = Coarse().attend(call_of(heads.sample(b), blocks[b : b + 1]))
-        torch.testing.assert_close(alone, out[b : b + 1])
+        assert_rounded(alone, out[b : b + 1], allowed_of(heads))
     order = torch.tensor([2, 0])
-    torch.testing.assert_close(Coarse().attend(call_of(heads.only(order), blocks[:, order])), out[:, :, order])
+    found = Coarse().attend(call_of(heads.only(order), blocks[:, order]))
+    assert_rounded(found, out[:, :, order], allowed_of(heads))
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
@@ -118,7 +120,7 @@ def test_tokens_in_an_order_of_each_head() -> None:
     order = HeadOrder(index, index)
     found = Coarse().attend(call_of(heads.reordered(order), blocks))
     expected = Coarse().attend(call_of(heads, blocks))
-    torch.testing.assert_close(order.restore(found), expected, rtol=1e-5, atol=1e-5)
+    assert_rounded(order.restore(found), expected, allowed_of(heads))
     assert not torch.allclose(found, expected)
 
 

@@ -6,10 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from tests.compensation.calls import LAYOUTS, Array, Head, call_of, keeps_its_promises, random_blocks, sparse_row
+from tests.compensation.calls import (
+    LAYOUTS,
+    Array,
+    Head,
+    allowed_of,
+    call_of,
+    keeps_its_promises,
+    random_blocks,
+    sparse_row,
+)
 from tests.patterns.calls import make_call
+from tests.rounding import assert_rounded
 from vidaccel.compensation import Delta, build_compensation
 from vidaccel.configs.pattern_spec import CompensationSpec
 from vidaccel.errors import ConfigError
@@ -61,7 +70,7 @@ def test_a_query_of_its_own_for_every_token_is_dense_attention(layout: Any) -> N
     heads, blocks = make_call(layout), random_blocks(layout)
     call = call_of(heads, blocks)
     dense, _ = call_of(heads, blocks).full_with_lse()
-    torch.testing.assert_close(Delta(queries=1000).attend(call), dense, rtol=1e-5, atol=1e-6)
+    assert_rounded(Delta(queries=1000).attend(call), dense, allowed_of(heads))
     assert call.density == pytest.approx(call.share + layout.grid.tokens / layout.tokens)
 
 

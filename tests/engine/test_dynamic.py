@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vidaccel
-from tests.rounding import assert_rounded, bound_of_case
+from tests.rounding import assert_rounded, bound_of_case, rounding
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape
 from vidaccel.engine.site import LayerCall
@@ -115,7 +115,7 @@ class Watcher:
         exact = torch.nn.functional.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (heads.q, heads.k, heads.v))
         )
-        torch.testing.assert_close(exact.transpose(1, 2), out, rtol=1e-4, atol=1e-5)
+        assert_rounded(out, exact.transpose(1, 2), rounding(heads.q, heads.k, heads.v).out)
         self.seen.append((call.moment.branch or "", call.site.layer, call.moment.noise_level))
 
 

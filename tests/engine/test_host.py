@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import vidaccel
 from examples import own_loop
+from tests.rounding import assert_rounded, rounding
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule, TileShape, VideoGrid
 from vidaccel.errors import ConfigError, KernelError, LayoutError, StrictError
 from vidaccel.kernels import reference
@@ -63,7 +64,7 @@ def test_it_runs_the_plan_by_noise_level(text: int, before: int) -> None:
     for level, wanted in ((0.95, exact(q, k, v)), (0.5, by_hand(q, k, v, before))):
         for layer in range(2):
             out = attention(q, k, v, grid=GRID, noise_level=level, layer=layer, before=before)
-            torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+            assert_rounded(out, wanted, rounding(q, k, v).out)
     report = attention.report()
     assert (report.calls, report.sparse_calls) == (4, 2) and not report.fallbacks
 
@@ -74,9 +75,9 @@ def test_tokens_in_layout_order_and_a_scale() -> None:
     layout = attention.layout(GRID)
     plain = attention(q, k, v, grid=GRID, noise_level=0.5)
     tiled = attention(*(layout.tile(x) for x in (q, k, v)), grid=tuple(GRID), noise_level=0.5, tiled=True)
-    torch.testing.assert_close(layout.untile(tiled), plain)
+    assert_rounded(layout.untile(tiled), plain, rounding(q, k, v).out)
     scaled = attention(q, k, v, grid=GRID, noise_level=0.95, scale=0.1)
-    torch.testing.assert_close(scaled, exact(q, k, v, scale=0.1), rtol=1e-4, atol=1e-5)
+    assert_rounded(scaled, exact(q, k, v, scale=0.1), rounding(q, k, v, 0.1).out)
 
 
 def test_padding_is_left_out() -> None:
@@ -85,7 +86,7 @@ def test_padding_is_left_out() -> None:
     valid[0, -4:] = False
     out = vidaccel.attention(q, k, v, grid=GRID, plan=SPARSE, noise_level=0.5, mask=valid)
     short = vidaccel.attention(*(x[:1, :-4] for x in (q, k, v)), grid=GRID, plan=SPARSE, noise_level=0.5)
-    torch.testing.assert_close(out[:1, :-4], short)
+    assert_rounded(out[:1, :-4], short, rounding(q, k, v).out)
     assert not out[0, -4:].any() and torch.isfinite(out).all()
 
 

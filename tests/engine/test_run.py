@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import vidaccel
+from tests.rounding import assert_rounded, rounding
 from tests.zoo.wan import CASES
 from vidaccel import HeadPolicy, LayerPolicy, PatternSpec, Plan, Rule
 from vidaccel.blockmask import BlockMask
@@ -112,7 +113,7 @@ def test_an_order_of_its_own_permutes_and_restores(name: str, compensation: str)
             )
             alone = reference.block_sparse_attention(q, k, v, LAYOUT, mask, tail=compensation != "none")
             wanted[b, order.q[b, h], h] = alone[0, :, 0]
-    torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert_rounded(out, wanted, rounding(given.q, given.k, given.v).out)
     assert density == pytest.approx(mask.density(LAYOUT))
 
 
@@ -122,7 +123,7 @@ def test_a_compensation_remembers_counts_its_pairs_and_is_left_out_where_nothing
     plain, kept = run_heads(KERNELS["reference"], group(HeadPolicy(WINDOW)), given, {})
     for times in (1, 2, 3):
         out, density = run_heads(KERNELS["reference"], mine, given, memory)
-        torch.testing.assert_close(out, plain / times)
+        assert_rounded(out, plain / times, rounding(given.q, given.k, given.v).out)
         assert density == pytest.approx(kept + 0.25)
     everything = PatternSpec.make("sliding_tile", window=(1.0, 1.0, 1.0))
     assert prepare(LayerPolicy((HeadPolicy(everything, compensation="halved_in_test"),)), 3, LAYOUT) == ()

@@ -14,6 +14,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vidaccel
+from tests.rounding import assert_rounded, bound_of_case
 from tests.zoo.wan import CASES
 from vidaccel import LinearPlan, LinearRule
 from vidaccel.linear import quantise as module
@@ -234,7 +235,7 @@ def test_lora_is_not_fused_into_8_bits(pipe: Any) -> None:
     vidaccel.unpatch(pipe)
     assert torch.equal(T2V.run(pipe), fused)
     pipe.transformer.unfuse_lora()
-    torch.testing.assert_close(T2V.run(pipe), exact, rtol=1e-4, atol=1e-4)
+    assert_rounded(T2V.run(pipe), exact, bound_of_case(T2V))  # adding and taking off rounds the weights
 
 
 def test_group_offloading_is_refused(pipe: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -13,7 +13,7 @@ from ..errors import KernelError
 from ..layout import TokenLayout
 from ..types import PRECISIONS, Precision
 from ..variablemask import VariableBlockMask
-from . import emulated, flex, reference, torch_sparse, triton, variable
+from . import emulated, flex, peers, reference, torch_sparse, triton, variable
 from .contract import AttentionResult, Kernel, KernelRequest, Skips
 from .selftest.machine import source_digest
 
@@ -21,6 +21,10 @@ __all__ = ["FunctionKernel", "kernels", "select", "why_not_table"]
 
 
 _OWN_LAYOUT = "computes blocks of the layout only, not of variable size"
+
+
+#: Device types that a request may name.
+DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class FunctionKernel:
 
     def identity(self) -> str:
         """Digest of the kernels' sources, and the versions of what compiles them."""
-        return ", ".join([f"source {source_digest()}", *(f"{name} {version(name)}" for name in self.packages)])
+        return ", ".join([f"source {source_digest()}", *(f"{name} {_version(name)}" for name in self.packages)])
 
     def why_not(self, request: KernelRequest) -> str | None:
         """Why the kernel cannot run this request, or ``None`` if it can."""
@@ -81,6 +85,13 @@ class FunctionKernel:
         return self.variable(q, k, v, mask, **options)
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # built from source under another name
+        return "of unknown version"
+
+
 #: In order of preference: one line registers a kernel.
 _KERNELS: tuple[FunctionKernel, ...] = (
     FunctionKernel(
@@ -97,7 +108,14 @@ _KERNELS: tuple[FunctionKernel, ...] = (
     ),
     # never faster than the two above: it takes what a plan asks of a CPU and they cannot compute
     FunctionKernel("emulated", emulated.block_sparse_attention, emulated.why_not),
-)
+    *(
+        FunctionKernel(
+            peer.NAME, peer.block_sparse_attention, peer.why_not, compiled=True, by_name=DEVICES,
+            packages=peer.PACKAGES,
+        )
+        for peer in peers.modules()
+    ),
+)  # fmt: skip
 
 #: Runs only when asked for by name: it is exact and far slower than dense.
 _ORACLE: FunctionKernel = FunctionKernel(
@@ -125,7 +143,7 @@ def select(request: KernelRequest, prefer: str | None = None, failed: Mapping[st
     Raises:
         KernelError: if ``prefer`` is not a kernel, or if no kernel can run the request; says each one's reason.
     """
-    candidates: tuple[FunctionKernel, ...] = _KERNELS
+    candidates = tuple(kernel for kernel in _KERNELS if request.device not in kernel.by_name)
     if prefer is not None:
         candidates = tuple(kernel for kernel in kernels() if kernel.name == prefer)
         if not candidates:
@@ -135,8 +153,6 @@ def select(request: KernelRequest, prefer: str | None = None, failed: Mapping[st
     for kernel in candidates:
         failure = (failed or {}).get(kernel.name)
         reason = kernel.why_not(request) if failure is None else f"failed ({failure})"
-        if reason is None and prefer is None and request.device in kernel.by_name:
-            reason = f"runs on {request.device} only by name"
         if reason is None:
             return kernel
         reasons.append(f"{kernel.name}: {reason}")

@@ -20,7 +20,7 @@ from .execute import Launch, execute, parameter_bytes
 from .faults import Fault
 from .memory import GLOBAL, GlobalMemory
 from .program import load
-from .tensormap import FROM_DRIVER, TensorMap
+from .tensormap import TensorMap
 
 __all__ = ["Emulator", "emulating"]
 
@@ -172,10 +172,9 @@ def _flatten(device: _Device, values: list[tuple[str, Any]], descriptors: list[A
 def _tensormap(device: _Device, value: Any, meta: Any) -> bytes:
     """A tensormap that the host makes."""
     item = meta["elem_size"]
-    element = FROM_DRIVER.get(meta["elem_type"], meta["elem_type"])
     return TensorMap(
         device.pointer(value.base),
-        element,
+        meta["elem_type"],  # numbered as on the device
         tuple(meta["block_size"][::-1]),
         tuple(value.shape)[::-1],
         tuple(s * item for s in list(value.strides)[::-1][1:]),

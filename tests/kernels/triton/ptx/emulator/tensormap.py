@@ -46,8 +46,6 @@ ELEMENTS = {
     11: ("tf32", 4),
     12: ("tf32.ftz", 4),
 }
-#: The driver counts three of the types differently (CUtensorMapDataType).
-FROM_DRIVER = {8: 9, 9: 10, 10: 8}
 #: Bytes of a row that a swizzle permutes.
 SPANS = {0: 16, 1: 32, 2: 64, 3: 128}
 

@@ -143,7 +143,7 @@ def publish_barriers(C: Cta, w: Warp) -> None:
 
 
 @opcode("griddepcontrol.<what:launch_dependents|wait>", "", "9.7.13.13 griddepcontrol")
-@opcode("nanosleep.u32", "t", "9.7.19.3 nanosleep")
+@opcode("nanosleep.u32", "t", "9.7.19.2 nanosleep")
 def nothing(c: Code) -> None:
     """Grids run one after another, and time is not emulated."""
     for o in c.operands:
