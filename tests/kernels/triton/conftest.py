@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         interpreter.install()
     _count(folders)
-    config.stash[PROOF] = Proof(min(folders), importlib.metadata.version("triton"))
+    config.stash[PROOF] = Proof(min(folders), importlib.metadata.version("triton"), config.option.markexpr)
 
 
 def _count(folders: set[str]) -> None:

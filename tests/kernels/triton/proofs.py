@@ -32,10 +32,11 @@ class Proof:
     Args:
         way: a key of :data:`WAYS`.
         triton: version.
+        marks: what pytest's -m chose, "" for all tests.
     """
 
-    def __init__(self, way: str, triton: str) -> None:
-        self.way, self.triton = way, triton
+    def __init__(self, way: str, triton: str, marks: str) -> None:
+        self.way, self.triton, self.marks = way, triton, marks
         self.counts: Counter[tuple[str, int]] = Counter()
         self.failed = False
 
@@ -51,6 +52,7 @@ class Proof:
         folder.mkdir(parents=True, exist_ok=True)
         counts = [[kernel, arch, number] for (kernel, arch), number in sorted(self.counts.items())]
         data = {"way": self.way, "triton": self.triton, "date": date.today().isoformat(), "counts": counts}
+        data["tests"] = self.marks or "all"
         (folder / f"{self.way}-{self.triton}.json").write_text(json.dumps(data), encoding="utf-8")
 
 
@@ -73,7 +75,7 @@ def table(runs: Sequence[dict]) -> str:
         cells = [f"{cell(kernel, arch, 'gate')} / {cell(kernel, arch, 'ptx')}" for arch in ARCHES]
         row = [f"`{kernel}`", cell(kernel, 0, "interpreter"), *cells, "not yet"]
         lines.append(f"| {' | '.join(row)} |")
-    when = "; ".join(f"{run['way']} on Triton {run['triton']}, {run['date']}" for run in runs)
+    when = "; ".join(f"{run['way']}, {run['tests']} tests, Triton {run['triton']}, {run['date']}" for run in runs)
     return "\n".join([*lines, "", f"Made by `python -m tests.kernels.triton.proofs` of these runs: {when}."])
 
 
