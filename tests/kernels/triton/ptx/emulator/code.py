@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .memory import PARAMETERS, SHARED
+from .memory import SHARED
 from .table import Opcode, find
 from .text import Instruction, PtxError, split_operands
 
@@ -140,13 +140,13 @@ class Code:
         return low if kind[0] == "u" else f"{low}.view({kind})"
 
     def symbol(self, name: str) -> int:
-        """The address of a parameter or of shared memory."""
+        """The address of a parameter among the parameters, or of shared memory."""
         kernel = self.program.kernel
         if name in kernel.shared:
             return SHARED + kernel.shared[name]
         for p in kernel.params:
             if p.name == name:
-                return PARAMETERS + p.offset
+                return p.offset
         raise self.error(f"{name} is not known")
 
     def address(self, operand: str, kind: str = "u8") -> str:

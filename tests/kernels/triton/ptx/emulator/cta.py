@@ -41,6 +41,7 @@ class Warp:
         self.threads = (np.arange(32) + 32 * index).astype(np.uint32)
         self.pc = 0
         self.pcs: NDArray[np.int64] | None = None  # of each lane, where they have diverged
+        self.parked = np.zeros(32, bool)  # lanes that wait for others at bar.warp.sync
         self.values: list[Any] | None = None
         self.state = "ready"
         self.wake: Callable[[], bool] = bool

@@ -205,10 +205,12 @@ class Program:
                 if not alive.any():
                     w.state = "done"
                     return
-                pc = int(w.pcs[alive].min())
+                free = alive & ~w.parked
+                pc = int(w.pcs[free if free.any() else alive].min())
                 M = w.pcs == pc
                 if M.all():
                     w.pc, w.pcs = pc, None
+                    w.parked = np.zeros(32, bool)
                     continue
                 f = self._some.get(pc)
                 if f is None:
@@ -217,6 +219,7 @@ class Program:
                     self._follow(w, pc)
                 C.counts["instructions"] += len(self.stretches[pc])
                 to = f(R, w, C, M)
+                w.parked = w.parked | M if to == -3 else w.parked & ~M
                 if to >= 0:
                     w.pcs = np.where(M, to, w.pcs)
             if to == -2:

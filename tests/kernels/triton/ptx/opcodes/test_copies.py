@@ -312,6 +312,17 @@ def test_tensormaps_that_no_hardware_takes(wrong: dict[str, Any]) -> None:
     assert "descriptor" in tile(map=wrong)
 
 
+def test_the_address_of_a_parameter_may_have_32_bits() -> None:
+    """As Triton 3.9 writes it: ``cvta.param`` makes it generic."""
+    body = """
+    mov.b32 %x, p_t; cvt.u64.u32 %wide, %x; cvta.param.u64 %wide, %wide; ld.b64 %wide, [%wide];
+    ld.global.b32 %d, [%wide];
+    """
+    data = np.array([77], np.uint32)
+    got = run(body, {}, {"d": np.uint32}, arrays={"t": data}, registers=".reg .b32 %x; .reg .b64 %wide;")
+    assert (got["d"] == 77).all()
+
+
 def test_a_tensor_that_is_larger_than_its_memory() -> None:
     assert "bounds" in tile(map={"shape": (64, 64), "box": (64, 16), "strides": (512,)})
 

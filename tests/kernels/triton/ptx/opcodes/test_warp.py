@@ -136,6 +136,21 @@ def test_a_table_of_targets() -> None:
     assert got.tolist() == [(7, 8, 9, x)[x & 3] for x in range(32)]
 
 
+def test_a_barrier_of_the_warp_waits_for_lanes_that_went_elsewhere() -> None:
+    body = """
+    setp.lt.u32 %c, %a, 5; mov.u32 %d, 1; @%c bra AWAY;
+    MEET: bar.warp.sync 0xffffffff; shfl.sync.idx.b32 %d, %d, 2, 31, 0xffffffff; bra END;
+    AWAY: mov.u32 %d, 7; bra MEET;
+    END:
+    """
+    got = run(body, {"a": np.arange(32, dtype=np.uint32)}, {"d": np.uint32}, registers=".reg .pred %c;")
+    assert (got["d"] == 7).all() and not got.faults
+    never = body.replace("bra MEET;", "bar.warp.sync 0xffffffff; bra END;")
+    with pytest.raises(Fault) as found:
+        run(never, {"a": np.arange(32, dtype=np.uint32)}, {"d": np.uint32}, registers=".reg .pred %c;")
+    assert found.value.kind == "lanes"
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -122,7 +122,8 @@ def load_global(C: Cta, w: Warp, at: Instruction, addresses: Array, n: int, mask
 def load_parameters(C: Cta, w: Warp, at: Instruction, addresses: Array, n: int, mask: Mask) -> Array:
     """``[32, n]`` bytes of the kernel's parameters."""
     w.at = at
-    place = (addresses if mask is None else addresses[mask]).astype(np.int64) - PARAMETERS
+    place = (addresses if mask is None else addresses[mask]).astype(np.int64)
+    place = np.where(place >= PARAMETERS, place - PARAMETERS, place)  # generic, or among the parameters
     if place.size and (place.min() < 0 or place.max() + n > len(C.parameters)):
         w.report("bounds", f"byte {int(place.max())} of the parameters, of which there are {len(C.parameters)}")
     return _spread(C.parameters[place[:, None] + np.arange(n)], mask, n)

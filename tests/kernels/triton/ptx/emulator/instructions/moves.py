@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..code import BYTES, NUMPY, Code
-from ..memory import WINDOW
+from ..memory import PARAMETERS, WINDOW
 from ..table import opcode
 
 __all__ = ["prmt", "selectors"]
@@ -90,6 +90,7 @@ def generic_address(c: Code) -> None:
     if space == "local":
         raise c.error("local memory is not emulated")
     x = c.use(c.operands[1], "u8")
-    if space == "shared":
-        x = f"({x} {'-' if 'to' in c.part else '+'} u8({WINDOW}))"
+    if space in ("shared", "param"):
+        window = WINDOW if space == "shared" else PARAMETERS
+        x = f"({x} {'-' if 'to' in c.part else '+'} u8({window}))"
     c.result(x, "u8")

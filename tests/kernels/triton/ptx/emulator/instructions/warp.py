@@ -14,7 +14,7 @@ from ..text import Instruction
 if TYPE_CHECKING:
     from ..cta import Cta, Warp
 
-__all__ = ["ballot", "elect", "match", "members", "redux", "shuffle", "sources", "vote"]
+__all__ = ["ballot", "elect", "gather", "match", "members", "redux", "shuffle", "sources", "vote"]
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_] | None
@@ -157,6 +157,18 @@ def elect(active: Array) -> Array:
     return leader
 
 
-@opcode("bar.warp.sync", "members", "9.7.13.2 bar.warp.sync")
+@opcode("bar.warp.sync", "members", "9.7.13.2 bar.warp.sync", waits=True)
 def warp_barrier(c: Code) -> None:
-    c.add(_mask(c, c.operands[0]))
+    if c.instruction.predicate:  # lanes whose predicate is false never come
+        c.add(_mask(c, c.operands[0]))
+    else:
+        c.add(f"if not {c.call('warp.gather', c.use(c.operands[0], 'u4'))}: return -3")
+
+
+def gather(C: Cta, w: Warp, at: Instruction, named: Array, mask: Mask) -> bool:
+    """Whether all lanes that the member mask names have come; if none of the others can move, they never will."""
+    missing = np.zeros(32, bool) if mask is None else ~mask & (w.pcs < 1 << 40)  # type: ignore[operator]
+    if (missing & (int(named[0]) >> LANE & 1).astype(bool) & ~w.parked).any():
+        return False
+    members(C, w, at, named, mask)
+    return True
