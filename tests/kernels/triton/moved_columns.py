@@ -7,7 +7,6 @@ Every check that could see this is held against it.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,15 @@ from vidaccel.kernels.triton import forward
 
 __all__ = ["moved_columns"]
 
-_EDITS: Mapping[str, str] = {
-    "(q + b * q_batch + h * q_head, [first + rows, D]": (
-        "(q + b * q_batch + h * q_head + first.to(tl.int64) * q_row, [rows, D]"
-    ),
-    "q_tile.load([first, 0])": "q_tile.load([0, 0])",
-    "out_base = out + b * out_batch + h * out_head\n": (
-        "out_base = out + b * out_batch + h * out_head + first.to(tl.int64) * out_row\n"
-    ),
-    "(out_base, [first + rows, D]": "(out_base, [rows, D]",
-    "out_tile.store([first, 0]": "out_tile.store([0, 0]",
-}
+#: Each branch for specialised warps is taken for all others' way.
+_BRANCH, _NEVER, _BRANCHES = "    if WARP_SPECIALIZE:", "    if False:", 3
 
 
 def moved_columns(folder: Path) -> Any:
     """That kernel; its source is written to ``folder``, because Triton reads sources from files."""
     source = Path(forward.__file__).read_text(encoding="utf-8")
-    for new, old in _EDITS.items():
-        assert source.count(new) == 1, f"forward.py has {source.count(new)} of {new!r}"
-        source = source.replace(new, old)
+    assert source.count(_BRANCH) == _BRANCHES, f"forward.py has {source.count(_BRANCH)} branches for specialised warps"
+    source = source.replace(_BRANCH, _NEVER)
     path = folder / "moved_columns_forward.py"
     path.write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"{forward.__package__}.{path.stem}", path)

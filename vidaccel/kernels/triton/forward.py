@@ -122,10 +122,15 @@ def block_sparse_forward(
     rows = tl.load(q_len + piece)
     block = tl.load(q_block + piece)
 
-    # At the head's base and not at the piece's: where Triton 3.6 and 3.9 specialise warps, they give the second
-    # consumer its half of the rows by adding to the row coordinate's value, and a column that is the same value moves
-    # with it. In [0, 0] both are one value, [first, 0] are two. The gate looks (coordinates.py).
-    q_tile = tl.make_tensor_descriptor(q + b * q_batch + h * q_head, [first + rows, D], [q_row, 1], [BLOCK_M, BLOCK_D])
+    # Where Triton 3.6 and 3.9 specialise warps, they give the second consumer its half of the rows by adding to the row
+    # coordinate's value, and a column that is the same value moves with it: in [0, 0] both are one value, in [first, 0]
+    # they are two. The gate looks (coordinates.py). Elsewhere the piece's own base takes fewer registers.
+    if WARP_SPECIALIZE:
+        q_base = q + b * q_batch + h * q_head
+        q_tile = tl.make_tensor_descriptor(q_base, [first + rows, D], [q_row, 1], [BLOCK_M, BLOCK_D])
+    else:
+        q_base = q + b * q_batch + h * q_head + first.to(tl.int64) * q_row
+        q_tile = tl.make_tensor_descriptor(q_base, [rows, D], [q_row, 1], [BLOCK_M, BLOCK_D])
     k_tile = tl.make_tensor_descriptor(k + b * k_batch + h * k_head, [keys, D], [k_row, 1], [BLOCK_N, BLOCK_D])
     v_base = v + b * v_batch + h * v_head
     if PV_FP8:  # the tensor cores want fp8 V with the keys contiguous
@@ -155,7 +160,10 @@ def block_sparse_forward(
     lists = b * list_batch + h * list_head + piece
     kv = kv_index + lists * list_length
     k_scales = k_scale + head.to(tl.int64) * keys
-    queries = q_tile.load([first, 0])
+    if WARP_SPECIALIZE:  # noqa: SIM108 - two programs, not two values
+        queries = q_tile.load([first, 0])
+    else:
+        queries = q_tile.load([0, 0])
     for i in tl.range(0, tl.load(kv_num + lists), warp_specialize=WARP_SPECIALIZE):
         kv_piece = tl.load(kv + i)
         if RULE:
@@ -216,9 +224,14 @@ def block_sparse_forward(
         acc = acc * (scale / _P_RANGE)[None, :]
         if V_MEAN:
             acc = acc + tl.load(v_mean + head.to(tl.int64) * D + channel, mask=channel < D, other=0.0)[None, :]
-    out_base = out + b * out_batch + h * out_head
-    out_tile = tl.make_tensor_descriptor(out_base, [first + rows, D], [out_row, 1], [BLOCK_M, BLOCK_D])
-    out_tile.store([first, 0], acc.to(out.dtype.element_ty))
+    if WARP_SPECIALIZE:
+        out_base = out + b * out_batch + h * out_head
+        out_tile = tl.make_tensor_descriptor(out_base, [first + rows, D], [out_row, 1], [BLOCK_M, BLOCK_D])
+        out_tile.store([first, 0], acc.to(out.dtype.element_ty))
+    else:
+        out_base = out + b * out_batch + h * out_head + first.to(tl.int64) * out_row
+        out_tile = tl.make_tensor_descriptor(out_base, [rows, D], [out_row, 1], [BLOCK_M, BLOCK_D])
+        out_tile.store([0, 0], acc.to(out.dtype.element_ty))
     if LSE:
         tl.store(lse + head.to(tl.int64) * tokens + first + row, log_sum_exp(top, total), mask=row < rows)
     if SKIP:
